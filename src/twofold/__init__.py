@@ -1,0 +1,3 @@
+"""Twofold runs one image behind either wall: a container or a virtual machine."""
+
+__version__ = "0.1.0"

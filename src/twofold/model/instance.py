@@ -1,0 +1,108 @@
+"""The nouns of an instance as the API shows them. No behaviour."""
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}\Z")]
+# No NUL or newline: these end up in files and argument lists that are read line by line.
+Line = Annotated[str, StringConstraints(pattern=r"^[^\x00\n\r]*\Z", max_length=4096)]
+Argument = Annotated[str, StringConstraints(pattern=r"^[^\x00]*\Z", max_length=131072)]
+
+
+class Isolation(StrEnum):
+    CONTAINER = "container"
+    VM = "vm"
+
+
+class Hardware(StrEnum):
+    VIRTIO = "virtio"
+    EMULATED = "emulated"
+
+
+class State(StrEnum):
+    CREATED = "created"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Volume(Strict):
+    """A host directory or file shown inside. ``source`` is absolute on the host."""
+
+    source: Line
+    target: Line
+    read_only: bool = False
+
+
+class Port(Strict):
+    """One published port: ``host_ip:host_port`` on the host reaches ``guest_port`` inside."""
+
+    host_ip: Line = "0.0.0.0"
+    host_port: int = Field(ge=1, le=65535)
+    guest_port: int = Field(ge=1, le=65535)
+    protocol: Annotated[str, StringConstraints(pattern=r"^(tcp|udp)\Z")] = "tcp"
+
+
+class InstanceSpec(Strict):
+    """What the user asked for. ``None`` means "as the image says" or "no limit"."""
+
+    name: Name | None = Field(default=None, examples=["web"])
+    image: Line = Field(examples=["debian"])
+    isolation: Isolation = Isolation.CONTAINER
+    hardware: Hardware = Hardware.VIRTIO
+    system: bool = False
+    command: list[Argument] | None = None
+    entrypoint: list[Argument] | None = None
+    env: list[Argument] = Field(default_factory=list, examples=[["LANG=C.UTF-8"]])
+    workdir: Line | None = None
+    user: Line | None = Field(default=None, examples=["www-data", "1000:1000"])
+    volumes: list[Volume] = Field(default_factory=list, max_length=64)
+    ports: list[Port] = Field(default_factory=list, max_length=256)
+    cpus: float | None = Field(default=None, gt=0, le=4096)
+    memory_bytes: int | None = Field(default=None, ge=4 << 20)
+    pids: int | None = Field(default=None, ge=1, le=4194304)
+    network: Annotated[str, StringConstraints(pattern=r"^(default|none)\Z")] = "default"
+    hostname: (
+        Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62})\Z")] | None
+    ) = None
+    restart: Annotated[
+        str, StringConstraints(pattern=r"^(no|always|unless-stopped|on-failure(:[0-9]{1,6})?)\Z")
+    ] = "no"
+    interactive: bool = False
+    tty: bool = False
+    auto_remove: bool = False
+
+
+class Instance(BaseModel):
+    """An instance as it is now. Times are RFC 3339 UTC; ``exit_code`` is 128+N after signal N."""
+
+    id: str = Field(description="16 hex digits", examples=["3f2a9c0d1e4b5a67"])
+    name: str
+    spec: InstanceSpec
+    state: State
+    image_digest: str
+    pid: int | None = Field(default=None, description="PID 1 of the sandbox, as the host sees it")
+    address: str | None = Field(default=None, examples=["10.209.0.5"])
+    mac: str | None = None
+    exit_code: int | None = None
+    error: str | None = Field(default=None, description="why it is not running, in one line")
+    oom_killed: bool = False
+    restart_count: int = 0
+    created_at: str
+    started_at: str | None = None
+    ready_seconds: float | None = Field(
+        default=None, description="start request to payload running, in seconds"
+    )
+    finished_at: str | None = None
+    warnings: list[str] = Field(default_factory=list)
+    isolation_facts: dict[str, Any] = Field(
+        default_factory=dict, description="accelerator, kernel, id range: what stands in between"
+    )
