@@ -1,0 +1,113 @@
+"""Processes and namespaces: clone3, setns, pidfds, prctl, close_range, keyrings."""
+
+import ctypes
+import os
+import signal
+import struct
+
+from twofold.linux.libc import syscall
+
+CLONE_NEWTIME = 0x00000080
+CLONE_PIDFD = 0x00001000
+CLONE_PARENT = 0x00008000
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
+PR_SET_NAME = 15
+PR_SET_SECUREBITS = 28
+PR_SET_NO_NEW_PRIVS = 38
+PR_SET_CHILD_SUBREAPER = 36
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+
+
+def clone(flags: int, *, exit_signal: int = signal.SIGCHLD) -> tuple[int, int]:
+    """Fork with ``flags`` (namespaces, CLONE_PARENT). Returns (pid, pidfd); in the child (0, -1).
+
+    The process must be single-threaded: this is fork(2) for the interpreter, and its own fork
+    hooks are run so that the child's interpreter is sound.
+    """
+    pidfd = ctypes.c_int(-1)
+    if flags & CLONE_PARENT:
+        exit_signal = 0  # the kernel takes the caller's own
+    arguments = ctypes.create_string_buffer(
+        struct.pack(
+            "=11Q",
+            flags | CLONE_PIDFD,
+            ctypes.addressof(pidfd),
+            0,
+            0,
+            int(exit_signal),
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+        ),
+        88,
+    )
+    ctypes.pythonapi.PyOS_BeforeFork()
+    try:
+        pid = syscall("clone3", arguments, 88)
+    except OSError:
+        ctypes.pythonapi.PyOS_AfterFork_Parent()
+        raise
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+        return 0, -1
+    ctypes.pythonapi.PyOS_AfterFork_Parent()
+    return pid, pidfd.value
+
+
+def unshare(flags: int) -> None:
+    syscall("unshare", flags)
+
+
+def setns(fd: int, flags: int) -> None:
+    """Join the namespaces in ``flags`` of the process behind a pidfd, or the one namespace."""
+    syscall("setns", fd, flags)
+
+
+def pidfd_send_signal(pidfd: int, number: int) -> None:
+    syscall("pidfd_send_signal", pidfd, number, None, 0)
+
+
+def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
+    return syscall("prctl", option, arg2, arg3, 0, 0)
+
+
+def set_process_name(name: str) -> None:
+    """The name that ps shows, at most 15 bytes."""
+    buffer = ctypes.create_string_buffer(name.encode()[:15], 16)
+    syscall("prctl", PR_SET_NAME, buffer, 0, 0, 0)
+
+
+def close_descriptors(keep: set[int]) -> None:
+    """Close every descriptor that is not in ``keep``."""
+    low = 0
+    for fd in sorted(keep):
+        if fd > low:
+            syscall("close_range", low, fd - 1, 0)
+        low = fd + 1
+    syscall("close_range", low, 0xFFFFFFFF, 0)
+
+
+def join_new_session_keyring() -> None:
+    """Leave the caller's session keyring for a new, empty one."""
+    syscall("keyctl", _KEYCTL_JOIN_SESSION_KEYRING, None, 0, 0, 0)
+
+
+def exit_code_of(status: int) -> tuple[int, int]:
+    """A wait status as (exit code, signal): 128+N after signal N, as shells say it."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        return 128 + number, number
+    return os.waitstatus_to_exitcode(status), 0
