@@ -5,10 +5,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}\Z")]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$")]
+# (`$` is the very end here: pydantic matches with Rust's regex, which has no `\Z`.)
 # No NUL or newline: these end up in files and argument lists that are read line by line.
-Line = Annotated[str, StringConstraints(pattern=r"^[^\x00\n\r]*\Z", max_length=4096)]
-Argument = Annotated[str, StringConstraints(pattern=r"^[^\x00]*\Z", max_length=131072)]
+Line = Annotated[str, StringConstraints(pattern=r"^[^\x00\n\r]*$", max_length=4096)]
+Argument = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=131072)]
 
 
 class Isolation(StrEnum):
@@ -48,7 +49,7 @@ class Port(Strict):
     host_ip: Line = "0.0.0.0"
     host_port: int = Field(ge=1, le=65535)
     guest_port: int = Field(ge=1, le=65535)
-    protocol: Annotated[str, StringConstraints(pattern=r"^(tcp|udp)\Z")] = "tcp"
+    protocol: Annotated[str, StringConstraints(pattern=r"^(tcp|udp)$")] = "tcp"
 
 
 class InstanceSpec(Strict):
@@ -69,12 +70,12 @@ class InstanceSpec(Strict):
     cpus: float | None = Field(default=None, gt=0, le=4096)
     memory_bytes: int | None = Field(default=None, ge=4 << 20)
     pids: int | None = Field(default=None, ge=1, le=4194304)
-    network: Annotated[str, StringConstraints(pattern=r"^(default|none)\Z")] = "default"
+    network: Annotated[str, StringConstraints(pattern=r"^(default|none)$")] = "default"
     hostname: (
-        Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62})\Z")] | None
+        Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62})$")] | None
     ) = None
     restart: Annotated[
-        str, StringConstraints(pattern=r"^(no|always|unless-stopped|on-failure(:[0-9]{1,6})?)\Z")
+        str, StringConstraints(pattern=r"^(no|always|unless-stopped|on-failure(:[0-9]{1,6})?)$")
     ] = "no"
     interactive: bool = False
     tty: bool = False

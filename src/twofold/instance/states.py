@@ -1,0 +1,74 @@
+"""The states of an instance, the legal ways between them, and which verb is legal where.
+
+An illegal verb raises IllegalState: it names the state, the verb and what to type instead.
+"""
+
+from twofold.errors import IllegalState
+from twofold.model.instance import State
+
+__all__ = ["TRANSITIONS", "VERBS", "State", "check", "move"]
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.CREATED: frozenset({State.STARTING}),
+    # A failed start leads back to where it came from.
+    State.STARTING: frozenset({State.RUNNING, State.CREATED, State.STOPPED}),
+    State.RUNNING: frozenset({State.PAUSED, State.STOPPING, State.STOPPED}),
+    State.PAUSED: frozenset({State.RUNNING, State.STOPPING, State.STOPPED}),
+    State.STOPPING: frozenset({State.STOPPED}),
+    State.STOPPED: frozenset({State.STARTING}),
+}
+
+VERBS: dict[str, frozenset[State]] = {
+    "start": frozenset({State.CREATED, State.STOPPED}),
+    "stop": frozenset({State.RUNNING, State.PAUSED, State.STOPPING}),
+    "restart": frozenset({State.CREATED, State.STOPPED, State.RUNNING, State.PAUSED}),
+    "kill": frozenset({State.RUNNING, State.PAUSED, State.STOPPING}),
+    "pause": frozenset({State.RUNNING}),
+    "resume": frozenset({State.PAUSED}),
+    "exec": frozenset({State.RUNNING}),
+    "copy": frozenset({State.RUNNING}),
+    "remove": frozenset({State.CREATED, State.STOPPED}),
+}
+
+# What to type, by the state that is in the way. {name} is the instance's.
+_HINTS: dict[State, str] = {
+    State.CREATED: "twofold start {name}",
+    State.STARTING: "wait until it runs: twofold show {name}",
+    State.RUNNING: "twofold stop {name}",
+    State.PAUSED: "twofold resume {name}",
+    State.STOPPING: "twofold wait {name}, or twofold kill {name}",
+    State.STOPPED: "twofold start {name}",
+}
+_HINTS_BY_VERB: dict[tuple[str, State], str] = {
+    ("start", State.RUNNING): "it runs already; twofold restart {name} starts it anew",
+    ("pause", State.PAUSED): "it is paused already; twofold resume {name}",
+    ("resume", State.RUNNING): "only a paused instance resumes; twofold pause {name}",
+    ("remove", State.RUNNING): "twofold stop {name}, or twofold rm --force {name}",
+    ("remove", State.PAUSED): "twofold rm --force {name}",
+    ("remove", State.STARTING): "twofold rm --force {name}",
+    ("remove", State.STOPPING): "twofold rm --force {name}",
+    ("stop", State.STOPPED): "there is nothing to stop; twofold start {name} starts it",
+    ("stop", State.CREATED): "there is nothing to stop; twofold start {name} starts it",
+}
+
+
+def check(verb: str, state: State, name: str) -> None:
+    """Raise IllegalState unless ``verb`` is legal in ``state``."""
+    if state in VERBS[verb]:
+        return
+    hint = _HINTS_BY_VERB.get((verb, state), _HINTS[state]).format(name=name)
+    raise IllegalState(
+        f"cannot {verb} {name!r}: it is {state.value}",
+        hint=hint,
+        details={"name": name, "state": state.value, "verb": verb},
+    )
+
+
+def move(current: State, target: State, name: str) -> State:
+    """``target`` when that step is legal; else IllegalState (a bug of ours, said plainly)."""
+    if target not in TRANSITIONS[current]:
+        raise IllegalState(
+            f"{name!r} cannot go from {current.value} to {target.value}",
+            hint=f"twofold show {name}",
+        )
+    return target
