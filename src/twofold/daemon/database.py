@@ -30,27 +30,6 @@ COLUMNS = (
     *("exit_code", "error", "created_at", "started_at", "finished_at", "pid", "oom_killed"),
     *("restart_count", "ready_seconds", "warnings", "facts"),
 )
-    "id",
-    "name",
-    "spec",
-    "image_digest",
-    "id_base",
-    "address",
-    "mac",
-    "state",
-    "intent",
-    "exit_code",
-    "error",
-    "created_at",
-    "started_at",
-    "finished_at",
-    "pid",
-    "oom_killed",
-    "restart_count",
-    "ready_seconds",
-    "warnings",
-    "facts",
-]
 MAX_BATCH = 256
 
 log = logging.getLogger("twofold.database")
