@@ -6,7 +6,6 @@ Everything in ``linux/`` is a thin typed wrapper on a system call; it holds no p
 
 import ctypes
 import os
-import platform
 
 # PyDLL keeps the interpreter lock during the call: nothing here blocks, and clone3 must not let
 # another thread run between the fork and the child's first instruction.
@@ -38,6 +37,7 @@ _NUMBERS_X86_64 = {
     "mount": 165,
     "umount2": 166,
     "finit_module": 313,
+    "reboot": 169,
     "bpf": 321,
 }
 _NUMBERS_GENERIC = {  # arm64, riscv64
@@ -52,10 +52,11 @@ _NUMBERS_GENERIC = {  # arm64, riscv64
     "mount": 40,
     "umount2": 39,
     "finit_module": 273,
+    "reboot": 142,
     "bpf": 280,
 }
 NUMBERS = _NUMBERS_COMMON | (
-    _NUMBERS_X86_64 if platform.machine() == "x86_64" else _NUMBERS_GENERIC
+    _NUMBERS_X86_64 if os.uname().machine == "x86_64" else _NUMBERS_GENERIC
 )
 
 AT_FDCWD = -100
