@@ -36,6 +36,7 @@ class Rootfs:
     upper: str = ""
     work: str = ""
     idmap_lower: bool = True
+    volatile: bool = False  # the upper directory is thrown away at the end: never sync it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ class Network:
     prefix: int
     gateway: str
     interface: str = "eth0"
+    mtu: int = 1500  # of the bridge: that of the host's way out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,7 @@ class Vm:
     open_files: tuple[OpenFile, ...] = ()
     guest: dict[str, Any] = field(default_factory=dict)
     ready_timeout_s: float = 120.0
+    vnet_header: bool = True  # the tap carries virtio headers: only for a virtio card
     discard: bool = False  # the disk is thrown away at the end: no need to shut down cleanly
 
 
