@@ -1,0 +1,173 @@
+"""The kernel bundle: what an OCI image is booted with when it runs as a virtual machine.
+
+    KERNELS/
+        .lock
+        linux/                    kernel.json vmlinux vmlinuz modules/NAME.ko
+        RELEASE-pyVERSION-DIGEST/ bundle.json vmlinux initrd.virtio initrd.emulated
+
+A bundle is keyed by everything it is made from, so a new agent or interpreter makes a new one and
+never changes one that a guest was started from. Built under a lock in a hidden directory and
+renamed: it is there completely or not at all. Starts no guest.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from twofold.hypervisor import cpio, initrd, interpreter, kernel_source
+from twofold.hypervisor.kernel_source import Kernel, Progress
+
+FORMAT = 1  # of the initrd's layout: raise it when the layout changes
+_AGENT = ("twofold.guest.agent",)
+_SITE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+HARDWARE = ("virtio", "emulated")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelBundle:
+    """``directory`` is what a VM's jail sees, read-only, at /boot."""
+
+    release: str
+    key: str
+    directory: str
+    vmlinux: str
+    initrds: dict[str, str]  # hardware → path
+
+
+def ensure(kernels_dir: str, progress: Progress) -> KernelBundle:
+    """The bundle for the kernel kept in ``kernels_dir`` and the agent as it is now.
+
+    Quick when it is there (no program is run); else builds it, fetching the kernel the first time.
+    Blocks: call it in a thread. Raises Unavailable, Unsupported or NoSpace with a hint.
+    """
+    os.makedirs(kernels_dir, mode=0o755, exist_ok=True)
+    kernel = kernel_source.load(f"{kernels_dir}/linux")
+    if kernel is not None:
+        bundle = _load(f"{kernels_dir}/{_key(kernel.release)}")
+        if bundle is not None:
+            return bundle
+    with _locked(kernels_dir):
+        kernel = kernel_source.load(f"{kernels_dir}/linux")
+        if kernel is None:
+            kernel = _fetch(kernels_dir, progress)
+        target = f"{kernels_dir}/{_key(kernel.release)}"
+        return _load(target) or _build(kernel, target, progress)
+
+
+def _fetch(kernels_dir: str, progress: Progress) -> Kernel:
+    with _scratch(kernels_dir) as scratch:
+        kernel_source.fetch(f"{scratch}/linux", progress)
+        # Bundles hold their own link to vmlinux: an older kernel's guests are not disturbed.
+        shutil.rmtree(f"{kernels_dir}/linux", ignore_errors=True)
+        os.rename(f"{scratch}/linux", f"{kernels_dir}/linux")
+    kernel = kernel_source.load(f"{kernels_dir}/linux")
+    assert kernel is not None
+    return kernel
+
+
+def _build(kernel: Kernel, target: str, progress: Progress) -> KernelBundle:
+    progress(f"Building the initrd for kernel {kernel.release}")
+    brought = interpreter.survey(interpreter.find(), imports=_AGENT)
+    paths = (brought.binary, brought.loader, *brought.libraries.values())
+    files = {path: _read(path) for path in (*paths, *brought.extensions.values())}
+    kernel_modules = {
+        name.removesuffix(".ko"): _read(f"{kernel.modules}/{name}")
+        for name in os.listdir(kernel.modules)
+    }
+    with _scratch(os.path.dirname(target)) as scratch:
+        compiled = interpreter.compile_modules(brought, scratch)
+        made = f"{scratch}/bundle"
+        os.mkdir(made, 0o755)
+        for hardware in HARDWARE:
+            entries = initrd.entries(
+                hardware,
+                release=kernel.release,
+                interpreter=brought,
+                compiled=compiled,
+                files=files,
+                kernel_modules=kernel_modules,
+            )
+            initrd.write(f"{made}/initrd.{hardware}", cpio.archive(entries))
+        os.link(kernel.vmlinux, f"{made}/vmlinux")
+        with open(f"{made}/bundle.json", "w") as stream:
+            json.dump({"release": kernel.release, "python": brought.version}, stream)
+        shutil.rmtree(target, ignore_errors=True)  # an incomplete one, or _load had taken it
+        os.rename(made, target)
+    bundle = _load(target)
+    assert bundle is not None
+    return bundle
+
+
+def _load(directory: str) -> KernelBundle | None:
+    try:
+        with open(f"{directory}/bundle.json") as stream:
+            release = str(json.load(stream)["release"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return KernelBundle(
+        release=release,
+        key=os.path.basename(directory),
+        directory=directory,
+        vmlinux=f"{directory}/vmlinux",
+        initrds={hardware: f"{directory}/initrd.{hardware}" for hardware in HARDWARE},
+    )
+
+
+def _key(release: str) -> str:
+    """Names the bundle: kernel release, interpreter, sources that may end up in the guest."""
+    binary = os.path.realpath("/usr/bin/python3")
+    digest = hashlib.sha256(f"{FORMAT} {release} {_stamp(binary)}".encode())
+    for folder in ("guest", "linux", "hypervisor"):
+        for name in sorted(os.listdir(f"{_SITE}/twofold/{folder}")):
+            if name.endswith(".py") and _shapes_the_initrd(folder, name):
+                digest.update(
+                    f"{folder}/{name}\0".encode() + _read(f"{_SITE}/twofold/{folder}/{name}")
+                )
+    digest.update(_read(f"{_SITE}/twofold/errors.py"))
+    return f"{release}-{digest.hexdigest()[:12]}"
+
+
+def _shapes_the_initrd(folder: str, name: str) -> bool:
+    return folder != "hypervisor" or name in ("initrd.py", "modules.py", "interpreter.py")
+
+
+def _stamp(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return path
+    return f"{path} {status.st_size} {status.st_mtime_ns}"
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
+@contextmanager
+def _locked(kernels_dir: str) -> Iterator[None]:
+    fd = os.open(f"{kernels_dir}/.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        # Left by a process that was killed while it held the lock.
+        for name in os.listdir(kernels_dir):
+            if name.startswith(".new-"):
+                shutil.rmtree(f"{kernels_dir}/{name}", ignore_errors=True)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _scratch(parent: str) -> Iterator[str]:
+    folder = tempfile.mkdtemp(prefix=".new-", dir=parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,208 @@
+"""QEMU's command line for a virtual machine that boots an OCI image. Pure: strings in, strings out.
+
+The machine's devices are those of a *hardware* profile (``profiles.py``). Files are never named:
+QEMU gets descriptors, as ``{fd:NAME}`` placeholders that the monitor fills in, so nothing on this
+command line can point it at another file. Paths are those inside QEMU's jail.
+
+Refuses values that QEMU's option syntax would read as more options; runs nothing.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+from twofold.errors import InvalidInput
+from twofold.hypervisor import profiles
+from twofold.hypervisor.options import option, plain
+from twofold.runtime.plan import OpenFile
+
+QEMU = "/usr/bin/qemu-system-x86_64"
+BOOT_DIR = "/boot"  # the kernel bundle's directory, bound read-only into the jail
+SHARE_DIR = "/shares"  # a bind per share, at SHARE_DIR/TAG
+
+_MIB = 1 << 20
+# What QEMU itself may need on top of the guest's memory: translated code, device state, stacks.
+TCG_CODE_BYTES = 256 * _MIB
+_HYPERVISOR_BYTES = 96 * _MIB
+MINIMUM_MEMORY_BYTES = 128 * _MIB
+
+_MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}\Z")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """A host directory that the jail holds at ``/shares/TAG``."""
+
+    tag: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineSpec:
+    """``accelerator`` is ``tcg`` or ``kvm``: the caller asks the probe. ``mac`` empty: no NIC.
+
+    ``kernel_arguments`` are appended to the kernel's command line as ``key=value``.
+    """
+
+    instance_id: str
+    hardware: str  # virtio | emulated
+    accelerator: str
+    vcpus: int
+    memory_bytes: int
+    root_disk: str  # erofs of the image's merged layers
+    data_disk: str  # raw, ext4
+    mac: str = ""
+    shares: tuple[Share, ...] = ()
+    kernel_arguments: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the plan's ``Vm`` takes. ``overhead_bytes``: for the cgroup, on top of guest memory."""
+
+    argv: tuple[str, ...]
+    open_files: tuple[OpenFile, ...]
+    overhead_bytes: int
+
+
+def build(spec: MachineSpec) -> Machine:
+    """The command line. Raises InvalidInput when a value is out of range or unsafe."""
+    profile = profiles.get(spec.hardware)
+    _check(spec)
+    argv = [
+        QEMU,
+        *_confinement(spec),
+        *_processor_and_memory(spec, profile),
+        *_control(),
+        *_disk_backends(),
+        *profile.console(),
+        *profile.agent(),
+        *profile.disks(),
+        *(profile.network(spec.mac) if spec.mac else ()),
+        *(profile.shares(tuple((s.tag, s.read_only) for s in spec.shares), SHARE_DIR)),
+        *profile.extras(),
+        *("-kernel", f"{BOOT_DIR}/vmlinux"),
+        *("-initrd", f"{BOOT_DIR}/initrd.{spec.hardware}"),
+        *("-append", kernel_command_line(spec)),
+    ]
+    return Machine(
+        argv=tuple(argv),
+        open_files=(
+            OpenFile(name="root", path=spec.root_disk, access="r"),
+            OpenFile(name="data", path=spec.data_disk, access="rw"),
+        ),
+        overhead_bytes=_HYPERVISOR_BYTES + (TCG_CODE_BYTES if spec.accelerator == "tcg" else 0),
+    )
+
+
+def kernel_command_line(spec: MachineSpec) -> str:
+    """The guest kernel's arguments; the keys are explained in docs/contributing/guest-boot.md."""
+    profile = profiles.get(spec.hardware)
+    words = [
+        "console=ttyS0",
+        "quiet",
+        "loglevel=4",  # warnings and errors stay visible in the console log
+        # A panic reboots at once and -no-reboot turns that into QEMU's exit: never a silent hang.
+        "panic=-1",
+        "net.ifnames=0",
+        *_boot_time_flags(spec),
+        f"twofold.hardware={spec.hardware}",
+        f"twofold.root=/dev/{profile.root_device}",
+        f"twofold.data=/dev/{profile.data_device}",
+        f"twofold.transport={profile.transport}",
+        *(["twofold.net=1"] if spec.mac else []),
+        *(f"twofold.share={share.tag}" for share in spec.shares if profile.has_shares),
+    ]
+    for key, value in spec.kernel_arguments.items():
+        words.append(f"{plain(key, 'kernel argument')}={plain(value, 'kernel argument')}")
+    return " ".join(words)
+
+
+def _boot_time_flags(spec: MachineSpec) -> list[str]:
+    if spec.accelerator == "kvm":
+        return []
+    return [
+        # Under TCG no guest instruction runs on the processor itself, so its speculation bugs are
+        # out of the guest's reach: guards against them only cost. With KVM they stay on.
+        "mitigations=off",
+        "nokaslr",  # the vmlinux boots where it is linked; saves the relocation pass
+        # The emulated clock sources agree by construction; watching them costs 100 ms.
+        "tsc=reliable",
+        "no_timer_check",
+        "cryptomgr.notests",
+    ]
+
+
+def _confinement(spec: MachineSpec) -> list[str]:
+    return [
+        *("-name", option(guest=plain(spec.instance_id, "instance id"), **{"debug-threads": "on"})),
+        *("-nodefaults", "-no-user-config", "-no-reboot"),
+        *("-display", "none"),
+        *(
+            "-sandbox",
+            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        ),
+    ]
+
+
+def _processor_and_memory(spec: MachineSpec, profile: profiles.Profile) -> list[str]:
+    kvm = spec.accelerator == "kvm"
+    accelerator = "kvm" if kvm else f"tcg,thread=multi,tb-size={TCG_CODE_BYTES // _MIB}"
+    memory_mib = spec.memory_bytes // _MIB
+    return [
+        *("-machine", f"{profile.machine},memory-backend=ram,dump-guest-core=off"),
+        *("-accel", accelerator),
+        *("-cpu", "host" if kvm else profiles.TCG_CPU),
+        *("-smp", f"{spec.vcpus},sockets=1,cores={spec.vcpus},threads=1"),
+        *("-m", f"{memory_mib}M"),
+        *("-object", f"memory-backend-ram,id=ram,size={memory_mib}M"),
+        *("-rtc", "base=utc"),
+    ]
+
+
+def _control() -> list[str]:
+    """QMP on a socket the sandbox bound; nothing listens on TCP and there is no HMP."""
+    return [
+        *("-chardev", "socket,id=qmp,fd={fd:qmp},server=on,wait=off"),
+        *("-mon", "chardev=qmp,mode=control"),
+    ]
+
+
+def _disk_backends() -> list[str]:
+    """Both disks by descriptor and by explicit driver: a format is never guessed (CVE-2010-2237).
+
+    io_uring is denied to the sandbox, hence threads.
+    """
+    common = "driver=raw,node-name={name},read-only={ro},file.driver=file,file.aio=threads"
+    arguments = []
+    for number, (name, read_only) in enumerate((("root", True), ("data", False)), start=1):
+        arguments += ["-add-fd", f"fd={{fd:{name}}},set={number},opaque={name}"]
+        node = common.format(name=name, ro="on" if read_only else "off")
+        node += f",file.filename=/dev/fdset/{number}"
+        # Trimmed blocks go back to the host. Flushes reach the disk: the data must survive.
+        node += "" if read_only else ",discard=unmap,file.discard=unmap"
+        arguments += ["-blockdev", node]
+    return arguments
+
+
+def _check(spec: MachineSpec) -> None:
+    if spec.accelerator not in ("tcg", "kvm"):
+        raise InvalidInput(f"accelerator {spec.accelerator!r} is neither tcg nor kvm")
+    if not 1 <= spec.vcpus <= 255:
+        raise InvalidInput(
+            f"{spec.vcpus} virtual CPUs: a virtual machine has 1 to 255", hint="--cpus 1"
+        )
+    if spec.memory_bytes < MINIMUM_MEMORY_BYTES:
+        raise InvalidInput(
+            f"{spec.memory_bytes // _MIB} MiB of memory is too little for a virtual machine: "
+            f"its kernel needs {MINIMUM_MEMORY_BYTES // _MIB} MiB",
+            hint=f"--memory {MINIMUM_MEMORY_BYTES // _MIB}m",
+        )
+    if spec.mac and not _MAC.match(spec.mac):
+        raise InvalidInput(f"MAC address {spec.mac!r} is not six pairs of lower-case hex digits")
+    tags = [share.tag for share in spec.shares]
+    if len(set(tags)) != len(tags):
+        raise InvalidInput(f"share tags are not distinct: {tags!r}")
+    for tag in tags:
+        if len(tag) > 31:  # the limit of virtio-9p
+            raise InvalidInput(f"share tag {tag!r} is longer than 31 characters")
+        plain(tag, "share tag")

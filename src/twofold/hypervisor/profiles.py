@@ -1,0 +1,143 @@
+"""The two hardware profiles: which devices a guest sees, and what it calls them. Pure data.
+
+``virtio``: para-virtualised, for guests that have the drivers. ``emulated``: what an operating
+system expects that knows nothing of virtual machines; it holds no virtio device at all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from twofold.errors import InvalidInput
+from twofold.hypervisor.options import escape
+
+TCG_CPU = "max"
+
+# The fsdev's options: the jailed QEMU is one unprivileged user, so it cannot keep owners anyway;
+# with "none" a chown that the host refuses is not an error in the guest.
+_SHARE = "local,id=share-{tag},path={path},security_model=none,multidevs=remap{read_only}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """``disks`` and the others return command-line words; devices use the nodes ``root`` and
+    ``data``. The device names are what the guest's kernel calls them, in this order."""
+
+    name: str
+    machine: str
+    root_device: str
+    data_device: str
+    transport: str
+    has_shares: bool
+
+    def console(self) -> list[str]:
+        """The first 16550: the kernel's console, in both profiles."""
+        return [
+            *("-chardev", "socket,id=serial,fd={fd:serial}"),
+            *("-device", "isa-serial,chardev=serial,index=0"),
+        ]
+
+    def agent(self) -> list[str]:
+        raise NotImplementedError
+
+    def disks(self) -> list[str]:
+        raise NotImplementedError
+
+    def network(self, mac: str) -> list[str]:
+        raise NotImplementedError
+
+    def shares(self, shares: Sequence[tuple[str, bool]], base: str) -> list[str]:
+        raise NotImplementedError
+
+    def extras(self) -> list[str]:
+        raise NotImplementedError
+
+
+class _Virtio(Profile):
+    def agent(self) -> list[str]:
+        return [
+            *("-chardev", "socket,id=agent,fd={fd:agent}"),
+            *("-device", "virtio-serial-pci,id=ports,max_ports=2"),
+            *("-device", "virtserialport,chardev=agent,name=twofold.agent"),
+        ]
+
+    def disks(self) -> list[str]:
+        return [
+            *("-device", "virtio-blk-pci,drive=root,serial=twofold-root"),
+            *("-device", "virtio-blk-pci,drive=data,serial=twofold-data"),
+        ]
+
+    def network(self, mac: str) -> list[str]:
+        # No option ROM: nothing here boots from the network, and running it costs time.
+        return [
+            *("-netdev", "tap,id=net0,fd={fd:tap}"),
+            *("-device", f"virtio-net-pci,netdev=net0,mac={mac},romfile="),
+        ]
+
+    def shares(self, shares: Sequence[tuple[str, bool]], base: str) -> list[str]:
+        words = []
+        for tag, read_only in shares:
+            path = escape(f"{base}/{tag}")
+            mode = ",readonly=on" if read_only else ""
+            words += ["-fsdev", _SHARE.format(tag=tag, path=path, read_only=mode)]
+            words += ["-device", f"virtio-9p-pci,fsdev=share-{tag},mount_tag={tag}"]
+        return words
+
+    def extras(self) -> list[str]:
+        return [*("-device", "virtio-rng-pci"), *("-device", "vmgenid,guid=auto")]
+
+
+class _Emulated(Profile):
+    def agent(self) -> list[str]:
+        return [
+            *("-chardev", "socket,id=agent,fd={fd:agent}"),
+            *("-device", "isa-serial,chardev=agent,index=1"),
+        ]
+
+    def disks(self) -> list[str]:
+        # The ICH9's own AHCI controller; port order is name order (sda, sdb).
+        return [
+            *("-device", "ide-hd,drive=root,bus=ide.0,serial=twofold-root"),
+            *("-device", "ide-hd,drive=data,bus=ide.1,serial=twofold-data"),
+        ]
+
+    def network(self, mac: str) -> list[str]:
+        return [
+            *("-netdev", "tap,id=net0,fd={fd:tap}"),
+            *("-device", f"e1000,netdev=net0,mac={mac},romfile="),
+        ]
+
+    def shares(self, shares: Sequence[tuple[str, bool]], base: str) -> list[str]:
+        return []  # 9p here is carried by the agent: there is no device for it
+
+    def extras(self) -> list[str]:
+        return ["-device", "VGA"]
+
+
+_PROFILES: dict[str, Profile] = {
+    "virtio": _Virtio(
+        name="virtio",
+        machine="q35",
+        root_device="vda",
+        data_device="vdb",
+        transport="virtio",
+        has_shares=True,
+    ),
+    "emulated": _Emulated(
+        name="emulated",
+        machine="q35",
+        root_device="sda",
+        data_device="sdb",
+        transport="ttyS1",
+        has_shares=False,
+    ),
+}
+
+
+def get(hardware: str) -> Profile:
+    """The profile by its name. Raises InvalidInput for any other word."""
+    profile = _PROFILES.get(hardware)
+    if profile is None:
+        raise InvalidInput(
+            f"hardware {hardware!r} is neither virtio nor emulated", hint="--hardware virtio"
+        )
+    return profile
