@@ -1,0 +1,442 @@
+"""The agent: /init of the initrd, then the host's hand inside the guest.
+
+In application mode it stays PID 1, reaps, and runs the payload as its child. In system mode PID 1
+becomes the image's own init and the agent lives on as a child forked before; systemd spares it at
+shutdown because its command line begins with ``@``.
+
+One thread, one epoll loop, no descriptor of anybody else's: nothing here waits for one session
+while another has work. It never interprets the image's files except through guest.identity.
+"""
+
+import encodings.ascii  # noqa: F401  linux.capabilities opens with it after the initrd is out of sight
+import errno
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from twofold.errors import GuestFailed, InvalidInput, TwofoldError, Unavailable
+from twofold.guest import boot, configure, protocol
+from twofold.guest.identity import DEFAULT_PATH, find_executable
+from twofold.guest.session import Session, execute
+from twofold.guest.transport import SerialPort, VirtioPort
+from twofold.linux.process import set_process_name
+
+_SESSION_LIMIT = 256
+_LATE_MODULES_AFTER_S = 1.0
+_SIGRTMIN_POWER_OFF = 34 + 4  # systemd(1): SIGRTMIN+4 powers off
+
+
+class Agent:
+    """The loop and what it knows. ``run`` returns only when the machine is to be turned off."""
+
+    def __init__(self, port: VirtioPort | SerialPort, initrd_fd: int) -> None:
+        self.window = port.window
+        self._port, self._initrd_fd = port, initrd_fd
+        self._epoll = select.epoll()
+        self._readers: dict[int, Callable[[], None]] = {}
+        self._writers: dict[int, Callable[[], None]] = {}
+        self._sessions: dict[int, Session] = {}
+        self._parser = protocol.Parser()
+        self._out: deque[bytes] = deque()
+        self._out_at = 0
+        self._link_unacknowledged = 0
+        self._facts: dict[str, Any] = {}
+        self._config: dict[str, Any] | None = None
+        self._system = False
+        self._init_pid = 1
+        self._late_at = 0.0
+        self._turn_off = ""
+
+    # -- the loop ---------------------------------------------------------------------------
+
+    def run(self, facts: dict[str, Any]) -> str:
+        """Serve until the host asks for the end; returns ``poweroff`` or ``reboot``."""
+        self._facts = facts
+        self._watch_children()
+        self.watch_read(self._port.fd, self._read_port)
+        self._say_hello()
+        while not self._turn_off:
+            timeout = -1.0
+            if self._late_at:
+                timeout = max(0.0, self._late_at - time.monotonic())
+            for fd, events in self._epoll.poll(timeout):
+                self._dispatch(fd, events)
+            if self._late_at and time.monotonic() >= self._late_at:
+                self._late_at = 0.0
+                self._load_late_modules()
+        return self._turn_off
+
+    def _dispatch(self, fd: int, events: int) -> None:
+        if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+            callback = self._readers.get(fd)
+            if callback:
+                callback()
+            elif fd not in self._writers:
+                self._epoll.unregister(fd)
+        if events & (select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR):
+            callback = self._writers.get(fd)
+            if callback:
+                callback()
+
+    def watch_read(self, fd: int, callback: Callable[[], None] | None) -> None:
+        self._watch(self._readers, fd, callback)
+
+    def watch_write(self, fd: int, callback: Callable[[], None] | None) -> None:
+        self._watch(self._writers, fd, callback)
+
+    def _watch(
+        self, table: dict[int, Callable[[], None]], fd: int, callback: Callable[[], None] | None
+    ) -> None:
+        known = fd in self._readers or fd in self._writers
+        if callback is None:
+            if table.pop(fd, None) is None:
+                return
+        else:
+            if table.get(fd) is not None:
+                table[fd] = callback
+                return
+            table[fd] = callback
+        mask = (select.EPOLLIN if fd in self._readers else 0) | (
+            select.EPOLLOUT if fd in self._writers else 0
+        )
+        if not mask:
+            self._epoll.unregister(fd)
+        elif known:
+            self._epoll.modify(fd, mask)
+        else:
+            self._epoll.register(fd, mask)
+
+    def _watch_children(self) -> None:
+        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        self.watch_read(read, lambda: self._reap(read))
+
+    def _reap(self, wakeup_fd: int) -> None:
+        try:
+            os.read(wakeup_fd, 4096)
+        except BlockingIOError:
+            pass
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            for session in list(self._sessions.values()):
+                if session.pid == pid:
+                    session.reaped(status)
+
+    # -- the port ---------------------------------------------------------------------------
+
+    def send(self, frame: bytes) -> None:
+        self._out.append(frame)
+        if len(self._out) == 1:
+            self._write_port()
+
+    def _write_port(self) -> None:
+        out = self._out
+        while out:
+            try:
+                written = self._port.write(out, self._out_at)
+            except BlockingIOError:
+                self.watch_write(self._port.fd, self._write_port)
+                return
+            written += self._out_at
+            while out and written >= len(out[0]):
+                written -= len(out.popleft())
+            self._out_at = written
+        self.watch_write(self._port.fd, None)
+
+    def _read_port(self) -> None:
+        data = self._port.read()
+        if data is None:
+            return
+        if not data:
+            self._wait_for_host()
+            return
+        try:
+            for kind, stream, body in self._parser.feed(data):
+                self._handle(kind, stream, body)
+        except protocol.ProtocolError as error:
+            self._complain(f"the host broke the protocol: {error}")
+            self._turn_off = "poweroff"
+        if self._port.link_window:
+            self._link_unacknowledged += len(data)
+            if self._link_unacknowledged * 4 >= self._port.link_window:
+                self.send(protocol.encode_credit(0, self._link_unacknowledged))
+                self._link_unacknowledged = 0
+
+    def _wait_for_host(self) -> None:
+        """The host's end is closed (QEMU is being replaced): what was under way is lost."""
+        self._out.clear()
+        self._out_at = 0
+        self._parser = protocol.Parser()
+        self.watch_write(self._port.fd, None)
+        self._port.wait_for_host()
+
+    def _say_hello(self) -> None:
+        self.send(protocol.SYNC + protocol.encode_json(protocol.HELLO, 0, self._facts))
+
+    def _complain(self, sentence: str) -> None:
+        os.write(2, f"twofold agent: {sentence}\n".encode())
+
+    # -- frames -----------------------------------------------------------------------------
+
+    def _handle(self, kind: int, stream: int, body: bytes) -> None:
+        number, channel = divmod(stream, 4)
+        session = self._sessions.get(number)
+        if kind == protocol.DATA:
+            if session and session.inlet and channel == protocol.STDIN:
+                session.inlet.put(body)
+        elif kind == protocol.CREDIT:
+            if session and channel in session.outlets:
+                session.outlets[channel].credit(protocol.decode_credit(body))
+        elif kind == protocol.EOF:
+            if session and session.inlet:
+                session.inlet.end()
+        elif kind == protocol.CLOSE:
+            if session and channel in session.outlets:
+                session.outlets[channel].close()
+            elif session:
+                session.hang_up()
+        elif kind == protocol.OPEN:
+            self._open(number, protocol.decode_json(body))
+        elif kind == protocol.RESIZE:
+            message = protocol.decode_json(body)
+            if session:
+                session.resize(message.get("rows"), message.get("cols"))
+        elif kind == protocol.SIGNAL:
+            message = protocol.decode_json(body)
+            if session:
+                session.signal(int(message["signal"]), group=bool(message.get("group")))
+        elif kind == protocol.CONFIG:
+            self._configure(protocol.decode_json(body))
+        elif kind == protocol.SHUTDOWN:
+            self._shut_down(protocol.decode_json(body))
+        elif kind == protocol.PING:
+            self.send(protocol.encode(protocol.PONG, 0, body))
+        elif kind == protocol.HELLO:
+            self._say_hello()
+        else:
+            raise protocol.ProtocolError(f"frame of type {kind} from the host")
+
+    def _configure(self, config: dict[str, Any]) -> None:
+        warnings: list[str] = []
+        try:
+            if self._config is None:
+                self._system = config.get("mode") == "system"
+                if config.get("network"):
+                    warnings += boot.load_modules("modules.net", root_fd=self._initrd_fd)
+                if config.get("shares"):
+                    warnings += boot.load_modules("modules.share", root_fd=self._initrd_fd)
+                boot.enter_root(system=self._system)
+            configure.apply(config, warnings=warnings)
+        except (OSError, boot.BootError, configure.ConfigError) as error:
+            self._refuse(0, GuestFailed(f"the guest could not be configured: {error}"))
+            return
+        self._config = config
+        body = {"warnings": [warning[:500] for warning in warnings[:50]]}
+        self.send(protocol.encode_json(protocol.CONFIGURED, 0, body))
+
+    def _refuse(self, stream: int, error: TwofoldError) -> None:
+        body = json.dumps(error.to_dict()).encode()
+        self.send(protocol.encode(protocol.ERROR, stream, body))
+
+    def _open(self, number: int, request: dict[str, Any]) -> None:
+        stream = protocol.stream_of(number, 0)
+        try:
+            if self._config is None:
+                raise Unavailable("the guest is not configured yet")
+            if number in self._sessions or number == 0:
+                raise InvalidInput(f"session {number} is already open")
+            if len(self._sessions) >= _SESSION_LIMIT:
+                raise Unavailable(f"{_SESSION_LIMIT} sessions are open already")
+            kind = request.get("kind")
+            if kind == "init":
+                self._become_init(number, dict(request["process"]))
+            elif kind in ("exec", "payload", "archive"):
+                self._start(number, kind, request)
+            else:
+                raise InvalidInput(f"session of unknown kind {kind!r}")
+        except TwofoldError as error:
+            self._refuse(stream, error)
+        except OSError as error:
+            self._refuse(stream, GuestFailed(f"the guest cannot start a process: {error}"))
+
+    def _start(self, number: int, kind: str, request: dict[str, Any]) -> None:
+        session = Session(self, number, self._forget)
+        if kind == "archive":
+            direction, path = str(request["direction"]), str(request["path"])
+            session.start({}, lambda: self._archive(direction, path))
+            session.announce()
+        else:
+            process = dict(request["process"])
+            request["tty"] = bool(process.get("tty"))
+            session.start(request, lambda: execute(process, make_cwd=kind == "payload"))
+            if kind == "payload":
+                self._late_at = time.monotonic() + _LATE_MODULES_AFTER_S
+        self._sessions[number] = session
+
+    def _forget(self, number: int) -> None:
+        self._sessions.pop(number, None)
+
+    def _archive(self, direction: str, path: str) -> None:
+        """In a child: back to the initrd for tarfile, then into the root again to work."""
+        new_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        os.fchdir(self._initrd_fd)
+        os.chroot(".")
+        from twofold.guest.archive import tar_in, tar_out  # 100 ms that booting can do without
+
+        os.fchdir(new_root)
+        os.chroot(".")
+        if direction == "out":
+            tar_out(path, 1)
+        else:
+            tar_in(path, 0)
+
+    # -- init and the end -------------------------------------------------------------------
+
+    def _become_init(self, number: int, process: dict[str, Any]) -> None:
+        """PID 1 turns into the image's init; the agent goes on in a child of it."""
+        argv = [str(word) for word in process["argv"]]
+        environment = dict(item.split("=", 1) for item in process.get("env") or () if "=" in item)
+        environment.setdefault("PATH", DEFAULT_PATH)
+        environment.setdefault("TERM", "linux")
+        path = find_executable(argv[0], environment["PATH"], "/")
+        read, write = os.pipe2(os.O_CLOEXEC)
+        if os.fork():
+            signal.set_wakeup_fd(-1)
+            for name in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+                signal.signal(name, signal.SIG_DFL)
+            try:
+                console = os.open("/dev/console", os.O_RDWR | os.O_NOCTTY)
+                for fd in range(3):
+                    os.dup2(console, fd)
+                os.execve(path, argv, environment)
+            except OSError as error:
+                os.write(write, f"{path}: {error.strerror}".encode())
+                while True:  # PID 1 must not end; the agent turns the machine off
+                    signal.pause()
+        os.close(write)
+        os.setsid()
+        reason = os.read(read, 4096).decode("utf-8", "replace")
+        os.close(read)
+        if reason:
+            raise GuestFailed(f"the image's init did not start: {reason}")
+        body = {"pid": 1}
+        stream = protocol.stream_of(number, 0)
+        self.send(protocol.encode_json(protocol.OPENED, stream, body))
+        self._late_at = time.monotonic() + _LATE_MODULES_AFTER_S
+
+    def _shut_down(self, request: dict[str, Any]) -> None:
+        if self._system and not request.get("force"):
+            self._ask_init()
+        else:
+            self._turn_off = "reboot" if request.get("reboot") else "poweroff"
+
+    def _ask_init(self) -> None:
+        """Each init has its own word for power off; the wrong one would do nothing or reboot."""
+        if os.path.isdir("/run/systemd/system"):
+            os.kill(1, _SIGRTMIN_POWER_OFF)
+            return
+        target = os.path.basename(os.path.realpath("/proc/1/exe"))
+        if target.startswith(("busybox", "openrc-init")):
+            os.kill(1, signal.SIGUSR2)
+            return
+        for command in ("/sbin/poweroff", "/usr/sbin/poweroff"):
+            if os.access(command, os.X_OK):
+                if os.fork() == 0:
+                    try:
+                        os.execv(command, [command])
+                    finally:
+                        os._exit(127)
+                return
+        self._turn_off = "poweroff"
+
+    def _load_late_modules(self) -> None:
+        if os.fork() == 0:
+            try:
+                os.nice(10)
+                boot.load_modules("modules.late", root_fd=self._initrd_fd)
+            finally:
+                os._exit(0)
+
+    def kill_everything(self) -> None:
+        """Before the power goes: nothing may write any more."""
+        try:
+            os.kill(-1, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        end = time.monotonic() + 2.0
+        while time.monotonic() < end:
+            try:
+                os.waitpid(-1, 0)
+            except ChildProcessError:
+                return
+
+
+def main() -> None:
+    """As PID 1 of the guest. Any failure is told to the host where it can hear, and ends it."""
+    if os.getpid() != 1:
+        os.write(2, b"twofold agent: runs as the first process of a guest only\n")
+        sys.exit(125)
+    set_process_name("twofold-agent")
+    failures: list[str] = []
+    port: VirtioPort | SerialPort | None = None
+    try:
+        boot.mount_kernel_filesystems()
+        initrd_fd = boot.open_initrd()
+        failures = boot.load_modules("modules", root_fd=initrd_fd)
+        disks = boot.read_command_line()
+        device = boot.find_transport(disks.transport)
+        port = SerialPort(device) if "ttyS" in device else VirtioPort(device)
+        boot.assemble_root(disks)
+        agent = Agent(port, initrd_fd)
+        end = agent.run(_facts(port, failures))
+        agent.kill_everything()
+        boot.power_off(restart=end == "reboot")
+    except (OSError, boot.BootError) as error:
+        sentence = f"{error}" + (
+            f" (modules not loaded: {'; '.join(failures)})" if failures else ""
+        )
+        os.write(2, f"twofold agent: {sentence}\n".encode())
+        if port:
+            _report_failure(port, sentence)
+        boot.power_off()
+    while True:
+        signal.pause()
+
+
+def _facts(port: VirtioPort | SerialPort, failures: list[str]) -> dict[str, Any]:
+    name = os.uname()
+    return {
+        "version": protocol.VERSION,
+        "kernel": name.release,
+        "machine": name.machine,
+        "window": port.window,
+        "link_window": port.link_window,
+        "uptime_s": round(time.clock_gettime(time.CLOCK_BOOTTIME), 3),
+        "modules_failed": failures[:50],
+    }
+
+
+def _report_failure(port: VirtioPort | SerialPort, sentence: str) -> None:
+    """Say why on the port, then give the host a moment to read it before the power goes."""
+    body = json.dumps(GuestFailed(f"the guest could not start: {sentence}").to_dict()).encode()
+    hello = protocol.encode_json(protocol.HELLO, 0, _facts(port, []))
+    frame = protocol.SYNC + hello + protocol.encode(protocol.ERROR, 0, body[:60000])
+    try:
+        os.set_blocking(port.fd, True)
+        os.write(port.fd, frame)
+    except OSError as error:
+        if error.errno != errno.EAGAIN:
+            return
+    time.sleep(0.2)

@@ -1,0 +1,325 @@
+"""A path as a tar stream, out of and into the root this process stands in.
+
+Used by the agent (in the guest) and by the container runtime (after it joined the container and
+its root), so the process already sees nothing but the instance's own files. Ids are numbers: no
+NSS, whose libraries would be the image's. ``tar_in`` never leaves its directory, whatever links
+the archive or the directory holds. Streams: memory does not grow with the size of a file.
+"""
+
+import errno
+import os
+import stat
+import tarfile
+from typing import IO, Any
+
+from twofold.errors import InvalidInput, NoSpace, NotFound, RuntimeFailed
+from twofold.linux.openat2 import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
+
+_BLOCK_BYTES = 262144
+_HEADER_LIMIT_BYTES = 1 << 20
+_BENEATH = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS
+_IDS_NOT_HERE = (errno.EPERM, errno.EINVAL, errno.EOVERFLOW)
+
+# Without these tarfile looks names up through NSS, in the image's own libraries.
+tarfile.pwd = None  # type: ignore[attr-defined]
+tarfile.grp = None  # type: ignore[attr-defined]
+
+
+def tar_out(path: str, fd: int) -> None:
+    """Write ``path`` to ``fd``: a directory as a tree rooted at its basename, else one entry.
+
+    A symlink at the end is archived as such unless the path ends in ``/``. Sockets are left out.
+    Raises NotFound, InvalidInput, RuntimeFailed.
+    """
+    name = os.path.basename(os.path.normpath(path)) or "."
+    links: dict[tuple[int, int], str] = {}
+    try:
+        _add(path if path != "" else "/", "." if name == "/" else name, fd, links)
+        _write_all(fd, bytes(2 * tarfile.BLOCKSIZE))
+    except FileNotFoundError as error:
+        raise NotFound(f"{path!r} is not there", hint="check the path inside") from error
+    except NotADirectoryError as error:
+        raise InvalidInput(f"{path!r}: {error.strerror}", hint="check the path inside") from error
+    except OSError as error:
+        raise RuntimeFailed(f"reading {path!r}: {error.strerror}") from error
+
+
+def _add(path: str, name: str, fd: int, links: dict[tuple[int, int], str]) -> None:
+    pending = [(path, name)]
+    top = True
+    while pending:
+        path, name = pending.pop()
+        try:
+            info = os.lstat(path)
+            kind = stat.S_IFMT(info.st_mode)
+            if kind == stat.S_IFREG:
+                _add_file(path, name, fd, links)
+            elif kind != stat.S_IFSOCK:
+                header = _header(name, info)
+                if kind == stat.S_IFLNK:
+                    header.linkname = os.readlink(path)
+                _write_header(fd, header)
+                if kind == stat.S_IFDIR:
+                    inside = sorted(os.listdir(path), reverse=True)
+                    pending += [(f"{path}/{entry}", f"{name}/{entry}") for entry in inside]
+        except (FileNotFoundError, NotADirectoryError):
+            if top:
+                raise
+            # else it went away between listing and looking: it is simply not in the archive
+        top = False
+
+
+def _header(name: str, info: os.stat_result) -> tarfile.TarInfo:
+    header = tarfile.TarInfo(name)
+    header.mode = stat.S_IMODE(info.st_mode)
+    header.uid, header.gid, header.mtime = info.st_uid, info.st_gid, int(info.st_mtime)
+    kinds = {
+        stat.S_IFDIR: tarfile.DIRTYPE,
+        stat.S_IFLNK: tarfile.SYMTYPE,
+        stat.S_IFIFO: tarfile.FIFOTYPE,
+        stat.S_IFCHR: tarfile.CHRTYPE,
+        stat.S_IFBLK: tarfile.BLKTYPE,
+        stat.S_IFREG: tarfile.REGTYPE,
+    }
+    header.type = kinds[stat.S_IFMT(info.st_mode)]
+    if header.type in (tarfile.CHRTYPE, tarfile.BLKTYPE):
+        header.devmajor, header.devminor = os.major(info.st_rdev), os.minor(info.st_rdev)
+    return header
+
+
+def _write_header(fd: int, header: tarfile.TarInfo) -> None:
+    _write_all(fd, header.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
+
+
+def _add_file(path: str, name: str, fd: int, links: dict[tuple[int, int], str]) -> None:
+    # O_NONBLOCK: were it swapped for a FIFO now, opening it would wait for a writer for ever.
+    source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        info = os.fstat(source)
+        if not stat.S_ISREG(info.st_mode):
+            return
+        header = _header(name, info)
+        if info.st_nlink > 1:
+            first = links.setdefault((info.st_dev, info.st_ino), name)
+            if first != name:
+                header.type, header.linkname = tarfile.LNKTYPE, first
+                _write_header(fd, header)
+                return
+        header.size = info.st_size
+        _write_header(fd, header)
+        _copy_exactly(source, fd, info.st_size)
+        _write_all(fd, bytes(-info.st_size % tarfile.BLOCKSIZE))
+    finally:
+        os.close(source)
+
+
+def _copy_exactly(source: int, target: int, size: int) -> None:
+    """The size is in the header already: a file that shrinks meanwhile is filled with zeros."""
+    left = size
+    while left:
+        try:
+            count = os.sendfile(target, source, None, min(left, 1 << 20))
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                raise
+            data = os.read(source, min(left, _BLOCK_BYTES))
+            _write_all(target, data)
+            count = len(data)
+        if count == 0:
+            break
+        left -= count
+    while left:
+        count = min(left, _BLOCK_BYTES)
+        _write_all(target, bytes(count))
+        left -= count
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+class _BoundedInfo(tarfile.TarInfo):
+    """Refuses a header record of absurd size: tarfile reads those into memory whole."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        plain = (*tarfile.REGULAR_TYPES, *tarfile.SUPPORTED_TYPES)
+        if self.type not in plain and self.size > _HEADER_LIMIT_BYTES:
+            raise tarfile.ReadError(f"header record of {self.size} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
+
+
+def tar_in(path: str, fd: int) -> None:
+    """Unpack the stream at ``fd`` into the directory ``path``, which must be there.
+
+    Entries with ``..`` or through a link that leads out of ``path`` are refused; what was unpacked
+    before stays. Raises NotFound, InvalidInput, NoSpace, RuntimeFailed.
+    """
+    try:
+        root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NotFound(f"directory {path!r} is not there", hint="make it first") from error
+    except OSError as error:
+        raise InvalidInput(f"{path!r}: {error.strerror}", hint="name a directory") from error
+    member_name = ""
+    try:
+        with os.fdopen(os.dup(fd), "rb", buffering=0) as stream:
+            archive = tarfile.open(  # noqa: SIM115
+                fileobj=stream, mode="r|", bufsize=_BLOCK_BYTES, tarinfo=_BoundedInfo
+            )
+            times: list[tuple[str, int]] = []
+            while (member := archive.next()) is not None:
+                member_name = member.name
+                _extract(archive, member, root, times)
+                archive.members = []  # type: ignore[attr-defined]  # it would keep them all
+            while os.read(fd, _BLOCK_BYTES):
+                pass  # the padding after the end: the writer must not meet a closed pipe
+        for name, mtime in reversed(times):
+            _set_directory_time(root, name, mtime)
+    except tarfile.TarError as error:
+        raise InvalidInput(f"not a tar stream: {error}", hint="send an uncompressed tar") from error
+    except OSError as error:
+        kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else RuntimeFailed
+        raise kind(f"unpacking {member_name!r} into {path!r}: {error.strerror}") from error
+    finally:
+        os.close(root)
+
+
+def _parts(name: str) -> list[str]:
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts or "\0" in name:
+        raise InvalidInput(f"archive entry {name!r} leads out of the directory")
+    return parts
+
+
+def _open_parent(root: int, parts: list[str]) -> int:
+    """The directory of an entry, made where it is missing. No link leads out of ``root``."""
+    current = os.dup(root)
+    for depth in range(1, len(parts)):
+        relative = "/".join(parts[:depth])
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            below = _open_beneath(root, relative, flags)
+        except FileNotFoundError:
+            os.mkdir(parts[depth - 1], 0o755, dir_fd=current)
+            below = _open_beneath(root, relative, flags)
+        finally:
+            os.close(current)
+        current = below
+    return current
+
+
+def _open_beneath(root: int, relative: str, flags: int) -> int:
+    try:
+        return openat2(root, relative, flags=flags, resolve=_BENEATH)
+    except OSError as error:
+        if error.errno in (errno.EXDEV, errno.ELOOP):
+            raise InvalidInput(
+                f"archive entry below {relative!r} leads out of the directory through a link",
+                hint="copy to the place that the link names",
+            ) from error
+        raise
+
+
+def _extract(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, root: int, times: list[tuple[str, int]]
+) -> None:
+    parts = _parts(member.name)
+    if not parts:
+        return  # "./": the directory itself is the caller's
+    parent = _open_parent(root, parts)
+    try:
+        name = parts[-1]
+        if member.isdir():
+            _make_directory(parent, name, member)
+            times.append(("/".join(parts), int(member.mtime)))
+            return
+        try:
+            os.unlink(name, dir_fd=parent)
+        except FileNotFoundError:
+            pass
+        except IsADirectoryError as error:
+            raise InvalidInput(
+                f"{member.name!r} is a directory there and a file in the archive",
+                hint="remove one of them first",
+            ) from error
+        if member.isreg():
+            body = archive.extractfile(member)
+            if body is not None:
+                _make_file(parent, name, member, body)
+            return
+        if member.islnk():
+            _make_hard_link(root, parent, name, member)
+            return
+        if member.issym():
+            os.symlink(member.linkname, name, dir_fd=parent)
+        elif member.isfifo():
+            os.mkfifo(name, stat.S_IMODE(member.mode), dir_fd=parent)
+        elif member.ischr() or member.isblk():
+            kind = stat.S_IFCHR if member.ischr() else stat.S_IFBLK
+            device = os.makedev(member.devmajor, member.devminor)
+            os.mknod(name, stat.S_IMODE(member.mode) | kind, device, dir_fd=parent)
+        _set_owner(parent, name, member)
+    finally:
+        os.close(parent)
+
+
+def _make_directory(parent: int, name: str, member: tarfile.TarInfo) -> None:
+    try:
+        os.mkdir(name, 0o700, dir_fd=parent)
+    except FileExistsError:
+        # A link to a directory counts as one where a tree is unpacked over another; its own
+        # mode and owner stay as they are, as those of any directory that was there.
+        if not stat.S_ISDIR(os.stat(name, dir_fd=parent).st_mode):
+            raise
+        return
+    _set_owner(parent, name, member)
+    os.chmod(name, stat.S_IMODE(member.mode), dir_fd=parent)
+
+
+def _make_file(parent: int, name: str, member: tarfile.TarInfo, body: IO[bytes]) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, 0o600, dir_fd=parent)
+    try:
+        while block := body.read(_BLOCK_BYTES):
+            _write_all(fd, block)
+        try:
+            os.fchown(fd, member.uid, member.gid)
+        except OSError as error:
+            if error.errno not in _IDS_NOT_HERE:
+                raise
+        os.fchmod(fd, stat.S_IMODE(member.mode))
+        os.utime(fd, (int(member.mtime), int(member.mtime)))
+    finally:
+        os.close(fd)
+
+
+def _make_hard_link(root: int, parent: int, name: str, member: tarfile.TarInfo) -> None:
+    target = _parts(member.linkname)
+    folder = _open_parent(root, target)
+    try:
+        os.link(target[-1], name, src_dir_fd=folder, dst_dir_fd=parent, follow_symlinks=False)
+    finally:
+        os.close(folder)
+
+
+def _set_owner(parent: int, name: str, member: tarfile.TarInfo) -> None:
+    try:
+        os.chown(name, member.uid, member.gid, dir_fd=parent, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _IDS_NOT_HERE:
+            raise
+
+
+def _set_directory_time(root: int, relative: str, mtime: int) -> None:
+    try:
+        fd = openat2(root, relative, flags=os.O_RDONLY | os.O_DIRECTORY, resolve=_BENEATH)
+    except OSError:
+        return
+    try:
+        os.utime(fd, (mtime, mtime))
+    except OSError:
+        pass
+    finally:
+        os.close(fd)

@@ -1,0 +1,124 @@
+"""What the host's CONFIG asks of the guest: name, clock, randomness, network, files, shares.
+
+Runs as root inside the new root, before any payload. The host is trusted; the image is not, so
+files are replaced, never written through a symlink the image planted. A part that fails and can
+be lived without becomes a warning in the CONFIGURED reply; the network is not such a part.
+"""
+
+import fcntl
+import os
+import struct
+import time
+from typing import Any
+
+from twofold.guest.boot import MS_NODEV, MS_NOSUID, MS_RDONLY, write_text
+from twofold.linux.mount import mount
+from twofold.linux.netconf import (
+    configure_interface,
+    configure_loopback,
+    interface_by_mac,
+    rename_interface,
+)
+
+_RNDADDENTROPY = 0x40085203
+_LINK_DEADLINE_S = 15.0
+
+
+class ConfigError(Exception):
+    """A part of CONFIG that the payload cannot do without could not be done."""
+
+
+def apply(config: dict[str, Any], *, warnings: list[str]) -> None:
+    """Do everything CONFIG names. Raises ConfigError; appends what was merely lost."""
+    _set_identity(config, warnings)
+    try:
+        configure_loopback()
+    except OSError as error:
+        warnings.append(f"loopback: {error.strerror}")
+    if config.get("network"):
+        _set_network(config["network"])
+    for path, content in dict(config.get("files") or {}).items():
+        try:
+            replace_file(path, content)
+        except OSError as error:
+            warnings.append(f"{path}: {error.strerror}")
+    for name, value in dict(config.get("sysctls") or {}).items():
+        try:
+            write_text("/proc/sys/" + name.replace(".", "/"), str(value))
+        except OSError as error:
+            warnings.append(f"sysctl {name}={value}: {error.strerror}")
+    for share in list(config.get("shares") or []):
+        _mount_share(share)
+
+
+def _set_identity(config: dict[str, Any], warnings: list[str]) -> None:
+    """Clock, randomness and name: what two guests from one template must not share."""
+    try:
+        if config.get("time"):
+            time.clock_settime(time.CLOCK_REALTIME, float(config["time"]))
+        if config.get("entropy"):
+            add_entropy(bytes.fromhex(config["entropy"]))
+        if config.get("hostname"):
+            write_text("/proc/sys/kernel/hostname", config["hostname"])
+    except (OSError, ValueError) as error:
+        warnings.append(f"identity: {error}")
+
+
+def add_entropy(seed: bytes) -> None:
+    """Mix ``seed`` into the kernel's pool and count it."""
+    fd = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        request = struct.pack("=ii", len(seed) * 8, len(seed)) + seed
+        fcntl.ioctl(fd, _RNDADDENTROPY, request)
+    finally:
+        os.close(fd)
+
+
+def _set_network(network: dict[str, Any]) -> None:
+    wanted = network.get("interface") or "eth0"
+    end = time.monotonic() + _LINK_DEADLINE_S
+    while (found := interface_by_mac(network["mac"])) is None:
+        if time.monotonic() > end:
+            present = ", ".join(sorted(os.listdir("/sys/class/net")))
+            raise ConfigError(f"no interface has the address {network['mac']} (have: {present})")
+        time.sleep(0.01)
+    try:
+        if found != wanted:
+            rename_interface(found, wanted)
+        configure_interface(
+            wanted,
+            network["address"],
+            prefix=int(network["prefix"]),
+            gateway=network.get("gateway") or "",
+        )
+    except OSError as error:
+        raise ConfigError(f"network: {error.strerror}") from error
+
+
+def replace_file(path: str, content: str) -> None:
+    """Put a new file at ``path``: whatever was there, a symlink too, is removed first."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, mode=0o755, exist_ok=True)
+    temporary = f"{folder}/.twofold-{os.getpid()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(temporary, flags, 0o644)
+    try:
+        os.fchmod(fd, 0o644)
+        data = content.encode("utf-8", "surrogateescape")
+        while data:
+            data = data[os.write(fd, data) :]
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
+
+
+def _mount_share(share: dict[str, Any]) -> None:
+    """A directory (or a file) of the host over 9p; the mount point is made when missing."""
+    target = str(share["target"])
+    flags = MS_NOSUID | MS_NODEV | (MS_RDONLY if share.get("read_only") else 0)
+    options = "trans=virtio,version=9p2000.L,msize=512000,access=client"
+    try:
+        os.makedirs(target, mode=0o755, exist_ok=True)
+        mount(str(share["tag"]), target, fstype="9p", flags=flags, data=options)
+    except OSError as error:
+        raise ConfigError(f"volume at {target}: {error.strerror}") from error

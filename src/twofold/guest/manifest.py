@@ -1,0 +1,31 @@
+"""What the initrd carries: read by the initrd builder, never by the agent itself.
+
+``/init`` calls ``twofold.guest.agent.main``. The agent finds in the root of the initrd
+``/lib/twofold/modules`` (kernel modules to load before the disks are mounted, one path per line, in
+order) and, each optional, ``modules.net`` (loaded when there is a network), ``modules.share`` (when
+there are volumes) and ``modules.late`` (when the payload has started). The layout is drawn in
+docs/contributing/guest-boot.md.
+"""
+
+AGENT_MODULE = "twofold.guest.agent"
+
+# archive is imported by the agent only when a copy is asked for; the others at start.
+AGENT_MODULES: tuple[str, ...] = (
+    "twofold",
+    "twofold.errors",
+    "twofold.guest",
+    "twofold.guest.agent",
+    "twofold.guest.archive",
+    "twofold.guest.boot",
+    "twofold.guest.configure",
+    "twofold.guest.identity",
+    "twofold.guest.protocol",
+    "twofold.guest.session",
+    "twofold.guest.transport",
+    "twofold.linux",
+    "twofold.linux.capabilities",
+    "twofold.linux.libc",
+    "twofold.linux.mount",
+    "twofold.linux.netconf",
+    "twofold.linux.process",
+)

@@ -1,0 +1,192 @@
+"""Frames between the monitor (host) and the agent (guest): one format for both ends.
+
+A frame is ``type u8, stream u32, length u32`` (big endian) and ``length`` bytes. Stream 0 is the
+link itself; a session N owns the streams ``4N`` (to its stdin, its terminal, and all control),
+``4N+1`` (stdout or terminal output) and ``4N+2`` (stderr). Bodies are JSON objects, except of
+
+    DATA    bytes, at most DATA_LIMIT_BYTES
+    EOF     empty: no more DATA on this stream
+    CREDIT  u32: so many more bytes may be sent on this stream (stream 0: on the link)
+    CLOSE   empty: the reader of this stream is gone; send no more
+
+Flow control: on each stream at most ``window`` bytes may be under way (``HELLO`` names it), so a
+reader that stalls stops its own stream and no other. A transport whose receiver can overrun
+(a 16550 has no usable flow control) also names ``link_window``: the host keeps at most that many
+bytes, headers included, unacknowledged on the whole link.
+
+Order of a life: agent sends SYNC and HELLO; host CONFIG; agent CONFIGURED (or ERROR on stream 0);
+host OPEN on ``4N``; agent OPENED or ERROR; DATA …; agent EXIT or ERROR, after the last DATA. A
+host that meets a guest which said HELLO long ago (a fork) sends an empty HELLO to hear it again.
+
+The parser refuses what it does not know. The guest is hostile: nothing here allocates more than
+a frame before its header was checked.
+"""
+
+import json
+import struct
+from typing import Any
+
+HELLO = 1
+CONFIG = 2
+CONFIGURED = 3
+OPEN = 4
+OPENED = 5
+ERROR = 6
+DATA = 7
+EOF = 8
+CREDIT = 9
+CLOSE = 10
+RESIZE = 11
+SIGNAL = 12
+EXIT = 13
+SHUTDOWN = 14
+PING = 15
+PONG = 16
+
+VERSION = 1
+HEADER = struct.Struct("!BII")
+_U32 = struct.Struct("!I")
+DATA_LIMIT_BYTES = 65536
+FRAME_LIMIT_BYTES = 1 << 20
+JSON_DEPTH_LIMIT = 32
+NOISE_LIMIT_BYTES = 1 << 20
+SYNC = b"\x00\xfftwofold-agent\xff\x01\n"
+
+STDIN, STDOUT, STDERR = 0, 1, 2
+PAYLOAD_SESSION = 1
+
+_EMPTY = (EOF, CLOSE)
+_JSON_LIMITS = {
+    HELLO: 65536,
+    CONFIG: FRAME_LIMIT_BYTES,
+    CONFIGURED: 65536,
+    OPEN: FRAME_LIMIT_BYTES,
+    OPENED: 4096,
+    ERROR: 65536,
+    RESIZE: 4096,
+    SIGNAL: 4096,
+    EXIT: 4096,
+    SHUTDOWN: 4096,
+    PING: 4096,
+    PONG: 4096,
+}
+_LIMITS = {**_JSON_LIMITS, DATA: DATA_LIMIT_BYTES, EOF: 0, CREDIT: 4, CLOSE: 0}
+
+Frame = tuple[int, int, bytes]
+
+
+class ProtocolError(Exception):
+    """The peer broke the protocol; the only answer is to drop the connection."""
+
+
+def stream_of(session: int, channel: int) -> int:
+    return session * 4 + channel
+
+
+def encode(kind: int, stream: int, body: bytes = b"") -> bytes:
+    return HEADER.pack(kind, stream, len(body)) + body
+
+
+def encode_json(kind: int, stream: int, body: dict[str, Any]) -> bytes:
+    """A control frame. Raises ValueError when it would exceed its limit."""
+    data = json.dumps(body, separators=(",", ":")).encode()
+    if len(data) > _JSON_LIMITS[kind]:
+        raise ValueError(f"message of {len(data)} bytes exceeds {_JSON_LIMITS[kind]}")
+    return HEADER.pack(kind, stream, len(data)) + data
+
+
+def encode_credit(stream: int, count: int) -> bytes:
+    return HEADER.pack(CREDIT, stream, 4) + _U32.pack(count)
+
+
+def decode_credit(body: bytes) -> int:
+    if len(body) != 4:
+        raise ProtocolError(f"credit of {len(body)} bytes")
+    return int(_U32.unpack(body)[0])
+
+
+def decode_json(body: bytes) -> dict[str, Any]:
+    """The object in a control frame. Raises ProtocolError for anything else."""
+    if not body:
+        return {}
+    try:
+        value = json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"bad JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ProtocolError(f"JSON {type(value).__name__} where an object belongs")
+    _check_depth(value)
+    return value
+
+
+def _refuse_constant(word: str) -> Any:
+    raise ValueError(f"{word} is not JSON")
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(JSON_DEPTH_LIMIT):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below.extend(item.values())
+            elif isinstance(item, list):
+                below.extend(item)
+        if not below:
+            return
+        level = below
+    if any(isinstance(item, (dict, list)) for item in level):
+        raise ProtocolError(f"JSON nested deeper than {JSON_DEPTH_LIMIT}")
+
+
+class Parser:
+    """Bytes in, whole frames out. Holds at most one unfinished frame, its length checked.
+
+    With ``synchronise`` everything before the SYNC marker is noise (firmware and consoles write
+    to serial ports), as long as it is not more than NOISE_LIMIT_BYTES.
+    """
+
+    def __init__(self, *, synchronise: bool = False) -> None:
+        self._buffer = bytearray()
+        self._noise_left = NOISE_LIMIT_BYTES if synchronise else -1
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
+        """The frames that ``data`` completes. Raises ProtocolError; the parser is dead then."""
+        buffer = self._buffer
+        buffer += data
+        if self._noise_left >= 0 and not self._skip_noise():
+            return []
+        frames: list[Frame] = []
+        offset, end = 0, len(buffer)
+        with memoryview(buffer) as view:
+            while end - offset >= 9:
+                kind, stream, length = HEADER.unpack_from(buffer, offset)
+                limit = _LIMITS.get(kind)
+                if limit is None:
+                    raise ProtocolError(f"frame of unknown type {kind}")
+                if length > limit:
+                    raise ProtocolError(f"frame of type {kind} claims {length} bytes")
+                after = offset + 9 + length
+                if after > end:
+                    break
+                frames.append((kind, stream, bytes(view[offset + 9 : after])))
+                offset = after
+        if offset:
+            del buffer[:offset]
+        return frames
+
+    def _skip_noise(self) -> bool:
+        """Drop bytes up to and including SYNC. True once it was found."""
+        buffer = self._buffer
+        at = buffer.find(SYNC)
+        if at >= 0:
+            del buffer[: at + len(SYNC)]
+            self._noise_left = -1
+            return True
+        excess = len(buffer) - len(SYNC) + 1
+        if excess > 0:
+            self._noise_left -= excess
+            del buffer[:excess]
+            if self._noise_left < 0:
+                raise ProtocolError(f"no hello within {NOISE_LIMIT_BYTES} bytes")
+        return False

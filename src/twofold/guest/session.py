@@ -1,0 +1,408 @@
+"""One process in the guest: pipes or a terminal, flow-controlled streams, its exit status.
+
+A session ends in exactly one EXIT or ERROR frame, sent after the last byte it had written.
+Descriptors here are all the agent's own, so they may be non-blocking without anyone noticing.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import resource
+import signal
+import struct
+import termios
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twofold.errors import CommandNotExecutable, CommandNotFound, RuntimeFailed, TwofoldError
+from twofold.guest import protocol
+from twofold.guest.identity import DEFAULT_PATH, find_executable, look_up
+from twofold.linux import capabilities
+from twofold.linux.process import PR_SET_NO_NEW_PRIVS, prctl
+
+_PIPE_BYTES = 262144
+_F_SETPIPE_SZ = 1031
+_READ_BYTES = protocol.DATA_LIMIT_BYTES
+_PR_SET_KEEPCAPS = 8
+
+
+class Loop(Protocol):
+    """What a session needs of the agent."""
+
+    window: int
+
+    def send(self, frame: bytes) -> None: ...
+    def watch_read(self, fd: int, callback: Callable[[], None] | None) -> None: ...
+    def watch_write(self, fd: int, callback: Callable[[], None] | None) -> None: ...
+
+
+class Inlet:
+    """Bytes from the host into a descriptor of ours (stdin pipe, terminal)."""
+
+    def __init__(self, loop: Loop, stream: int, fd: int, *, terminal: bool) -> None:
+        self._loop, self._stream, self._fd, self._terminal = loop, stream, fd, terminal
+        self._queue: deque[bytes] = deque()
+        self._room = loop.window
+        self._unacknowledged = 0
+        self._ending = False
+
+    def put(self, data: bytes) -> None:
+        self._room -= len(data)
+        if self._room < 0:
+            raise protocol.ProtocolError(f"stream {self._stream} exceeds its window")
+        if self._fd < 0:
+            self._acknowledge(len(data))
+            return
+        self._queue.append(data)
+        if len(self._queue) == 1:
+            self._flush()
+
+    def end(self) -> None:
+        self._ending = True
+        if not self._queue:
+            self._finish()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._loop.watch_write(self._fd, None)
+            os.close(self._fd)
+            self._fd = -1
+        for data in self._queue:
+            self._acknowledge(len(data))
+        self._queue.clear()
+
+    def _flush(self) -> None:
+        queue = self._queue
+        while queue:
+            try:
+                written = os.write(self._fd, queue[0])
+            except BlockingIOError:
+                self._loop.watch_write(self._fd, self._flush)
+                return
+            except OSError:
+                self.close()  # nobody reads it any more: the rest is swallowed
+                return
+            if written < len(queue[0]):
+                queue[0] = queue[0][written:]
+            else:
+                queue.popleft()
+            self._acknowledge(written)
+        self._loop.watch_write(self._fd, None)
+        if self._ending:
+            self._finish()
+
+    def _finish(self) -> None:
+        if not self._terminal:
+            self.close()
+        elif self._fd >= 0:
+            try:
+                os.write(self._fd, b"\x04")  # a terminal stays open: end of file is a character
+            except OSError:
+                pass
+
+    def _acknowledge(self, count: int) -> None:
+        self._unacknowledged += count
+        if self._unacknowledged * 4 >= self._loop.window:
+            self._room += self._unacknowledged
+            self._loop.send(protocol.encode_credit(self._stream, self._unacknowledged))
+            self._unacknowledged = 0
+
+
+class Outlet:
+    """Bytes from a descriptor of ours (stdout, stderr, terminal) to the host."""
+
+    def __init__(self, loop: Loop, stream: int, fd: int, done: Callable[[], None]) -> None:
+        self._loop, self._stream, self.fd, self._done = loop, stream, fd, done
+        self._credit = loop.window
+        self._exited = False
+        self.finished = False
+        loop.watch_read(fd, self._pump)
+
+    def credit(self, count: int) -> None:
+        if self._credit <= 0 and not self.finished:
+            self._loop.watch_read(self.fd, self._pump)
+        self._credit = min(self._credit + count, 1 << 24)
+
+    def process_exited(self) -> None:
+        """What is in the pipe now still belongs to the session; what comes later does not."""
+        self._exited = True
+        if not self.finished and self._credit > 0:
+            self._pump()
+
+    def close(self) -> None:
+        """The host reads no more: writers get EPIPE."""
+        if self.fd >= 0:
+            self._loop.watch_read(self.fd, None)
+            os.close(self.fd)
+            self.fd = -1
+        self._finish()
+
+    def _pump(self) -> None:
+        # A few reads per turn, then the other streams; all of it once the process is gone.
+        turns = 4
+        while self._credit > 0 and (turns > 0 or self._exited):
+            turns -= 1
+            try:
+                data = os.read(self.fd, min(_READ_BYTES, self._credit))
+            except BlockingIOError:
+                if self._exited:
+                    self._finish()
+                    self._loop.watch_read(self.fd, self._discard)
+                return
+            except OSError:
+                data = b""  # EIO: the last user of the terminal has closed it
+            if not data:
+                self.close()
+                return
+            self._credit -= len(data)
+            self._loop.send(protocol.encode(protocol.DATA, self._stream, data))
+        if self._credit <= 0:
+            self._loop.watch_read(self.fd, None)
+
+    def _discard(self) -> None:
+        """A process left behind keeps writing after the session: it must not die of SIGPIPE."""
+        try:
+            data = os.read(self.fd, _READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+
+    def _finish(self) -> None:
+        if not self.finished:
+            self.finished = True
+            self._loop.send(protocol.encode(protocol.EOF, self._stream))
+            self._done()
+
+
+class Session:
+    """A child and its streams. ``start`` forks; the agent reports its death with ``reaped``."""
+
+    def __init__(self, loop: Loop, number: int, ended: Callable[[int], None]) -> None:
+        self.number, self.pid = number, 0
+        self._loop, self._ended_callback = loop, ended
+        self._stream = protocol.stream_of(number, 0)
+        self._status: int | None = None
+        self._error_fd = -1
+        self._error = b""
+        self._opened = False
+        self.inlet: Inlet | None = None
+        self.outlets: dict[int, Outlet] = {}
+
+    def start(self, request: dict[str, Any], child: Callable[[], None]) -> None:
+        """Fork; ``child`` runs with stdio in place and execs or exits. It may raise."""
+        ours, theirs = self._open_terminal(request) if request.get("tty") else _open_pipes()
+        error_read, error_write = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _run_child(theirs, error_write, tty=bool(request.get("tty")), body=child)
+        for fd in {*theirs, error_write}:
+            os.close(fd)
+        for fd in {*ours, error_read}:
+            os.set_blocking(fd, False)
+        self._error_fd = error_read
+        self._loop.watch_read(error_read, self._read_error)
+        terminal = bool(request.get("tty"))
+        self.inlet = Inlet(self._loop, self._stream, ours[0], terminal=terminal)
+        for channel, fd in enumerate(ours[1:], protocol.STDOUT):
+            stream = protocol.stream_of(self.number, channel)
+            self.outlets[channel] = Outlet(self._loop, stream, fd, self._maybe_end)
+
+    def _open_terminal(self, request: dict[str, Any]) -> tuple[list[int], list[int]]:
+        master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        fcntl.ioctl(master, 0x40045431, struct.pack("=i", 0))  # TIOCSPTLCK: unlock
+        number = struct.unpack("=i", fcntl.ioctl(master, 0x80045430, bytes(4)))[0]  # TIOCGPTN
+        slave = os.open(f"/dev/pts/{number}", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        _set_size(master, request.get("rows"), request.get("cols"))
+        # Two descriptors of one terminal: inlet and outlet each close their own.
+        return [os.dup(master), master], [slave, slave, slave]
+
+    def resize(self, rows: object, cols: object) -> None:
+        if protocol.STDOUT in self.outlets:
+            _set_size(self.outlets[protocol.STDOUT].fd, rows, cols)
+
+    def signal(self, number: int, *, group: bool) -> None:
+        if self._status is None and 0 < number < 65:
+            try:
+                (os.killpg if group else os.kill)(self.pid, number)
+            except OSError:
+                pass
+
+    def reaped(self, status: int) -> None:
+        self._status = status
+        if self._error_fd >= 0:
+            self._read_error()
+        for outlet in list(self.outlets.values()):
+            outlet.process_exited()
+        self._maybe_end()
+
+    def hang_up(self) -> None:
+        """The client is gone: as closing a terminal or both ends of its pipes would be."""
+        if self.inlet:
+            self.inlet.close()
+        for outlet in list(self.outlets.values()):
+            outlet.close()
+
+    def _read_error(self) -> None:
+        """The pipe that closes on exec; what is in it is the reason why exec did not happen."""
+        while True:
+            try:
+                block = os.read(self._error_fd, 4096)
+            except BlockingIOError:
+                return
+            if not block:
+                break
+            self._error = (self._error + block)[:60000]
+        self._loop.watch_read(self._error_fd, None)
+        os.close(self._error_fd)
+        self._error_fd = -1
+        if not self._error:
+            self.announce()
+        self._maybe_end()
+
+    def announce(self) -> None:
+        if not self._opened:
+            self._opened = True
+            body = {"pid": self.pid}
+            self._loop.send(protocol.encode_json(protocol.OPENED, self._stream, body))
+
+    def _maybe_end(self) -> None:
+        if self._status is None or self._error_fd >= 0 or self.pid == 0:
+            return
+        if not all(outlet.finished for outlet in self.outlets.values()):
+            return
+        if self.inlet:
+            self.inlet.close()
+        if self._error:
+            frame = protocol.encode(protocol.ERROR, self._stream, self._error)
+        else:
+            code = os.waitstatus_to_exitcode(self._status)
+            body = {"exit_code": code if code >= 0 else 128 - code, "signal": max(0, -code)}
+            frame = protocol.encode_json(protocol.EXIT, self._stream, body)
+        self.pid = 0
+        self._loop.send(frame)
+        self._ended_callback(self.number)
+
+
+def _set_size(fd: int, rows: object, cols: object) -> None:
+    """Tell a terminal its size; nothing happens for a pipe, a closed one or an absurd size."""
+    if not (isinstance(rows, int) and isinstance(cols, int)):
+        return
+    if fd >= 0 and 0 < rows < 65536 and 0 < cols < 65536:
+        try:
+            fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("=HHHH", rows, cols, 0, 0))
+        except OSError:
+            pass
+
+
+def _open_pipes() -> tuple[list[int], list[int]]:
+    """([stdin write, stdout read, stderr read], the child's ends)."""
+    ours, theirs = [], []
+    for number in range(3):
+        read, write = os.pipe()
+        try:
+            fcntl.fcntl(read, _F_SETPIPE_SZ, _PIPE_BYTES)
+        except OSError:
+            pass  # over the user's pipe quota: the default size does
+        ours.append(write if number == 0 else read)
+        theirs.append(read if number == 0 else write)
+    return ours, theirs
+
+
+def _run_child(stdio: list[int], error_fd: int, *, tty: bool, body: Callable[[], None]) -> None:
+    """In the child: take the descriptors, run ``body``, report what it raises. Never returns."""
+    code = 125
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        os.setsid()
+        for target, fd in enumerate(stdio):
+            os.dup2(fd, target)
+        if tty:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        body()
+        code = 0
+    except BaseException as error:
+        if not isinstance(error, TwofoldError):
+            error = RuntimeFailed(f"{type(error).__name__}: {error}")
+        code = error.exit_code
+        os.write(error_fd, json.dumps(error.to_dict()).encode()[:60000])
+    finally:
+        os._exit(code)
+
+
+def execute(process: dict[str, Any], *, make_cwd: bool) -> None:
+    """Become what ``process`` (the JSON of runtime.plan.Process) says. Returns only by raising."""
+    identity = look_up(str(process.get("user") or ""))
+    environment = _environment(process, identity.home)
+    for fd in range(3):
+        try:
+            os.fchown(fd, identity.uid, -1)  # so that /dev/stdout can be opened by its user
+        except OSError:
+            pass
+    cwd = str(process.get("cwd") or "/")
+    if make_cwd:
+        os.makedirs(cwd, mode=0o755, exist_ok=True)
+    for name, (soft, hard) in dict(process.get("rlimits") or {}).items():
+        _limit(str(name), int(soft), int(hard))
+    _take_identity(process, identity.uid, identity.gid, identity.groups)
+    try:
+        os.chdir(cwd)
+    except OSError as error:
+        raise RuntimeFailed(
+            f"working directory {cwd!r}: {error.strerror}", hint="name another with --workdir"
+        ) from error
+    os.umask(0o022)
+    argv = [str(word) for word in process["argv"]]
+    path = find_executable(argv[0] if argv else "", environment.get("PATH", ""), cwd)
+    try:
+        os.execve(path, argv, environment)
+    except OSError as error:
+        raise _exec_failure(path, error) from error
+
+
+def _exec_failure(path: str, error: OSError) -> TwofoldError:
+    if error.errno == errno.ENOENT:
+        return CommandNotFound(
+            f"command {path!r}: the interpreter or loader it names is not in the image",
+            hint="check its first line (#!) or what it is linked with",
+        )
+    return CommandNotExecutable(
+        f"command {path!r}: {error.strerror}", hint="is it a program for this architecture?"
+    )
+
+
+def _environment(process: dict[str, Any], home: str) -> dict[str, str]:
+    environment = dict(
+        entry.split("=", 1) for entry in process.get("env") or () if "=" in str(entry)
+    )
+    environment.setdefault("PATH", DEFAULT_PATH)
+    environment.setdefault("HOME", home)
+    if process.get("tty"):
+        environment.setdefault("TERM", "xterm")
+    return environment
+
+
+def _limit(name: str, soft: int, hard: int) -> None:
+    number = getattr(resource, name if name.startswith("RLIMIT_") else f"RLIMIT_{name.upper()}")
+    resource.setrlimit(number, (soft, hard))
+
+
+def _take_identity(process: dict[str, Any], uid: int, gid: int, groups: list[int]) -> None:
+    """Capabilities, groups and ids, in the order in which each is still allowed."""
+    names = tuple(process.get("capabilities") or ())
+    if names:
+        mask = capabilities.mask_of(names)
+        capabilities.drop_bounding(mask, capabilities.last_capability())
+    os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    if names and uid == 0:
+        capabilities.set_capabilities(effective=mask, permitted=mask)
+    if process.get("no_new_privs"):
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
