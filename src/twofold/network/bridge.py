@@ -127,7 +127,7 @@ class Bridge:
 
     def ports(self) -> dict[str, Link]:
         """All links named as ports of this root, on the bridge or not."""
-        prefix = f"{self.name}v"
+        prefix = f"{self.name}-"
         with Rtnetlink() as netlink:
             return {link.name: link for link in netlink.links() if link.name.startswith(prefix)}
 

@@ -155,7 +155,7 @@ table inet {table} {{
 	}}
 
 	chain output {{
-		type nat hook output priority dstnat; policy accept;
+		type nat hook output priority -100; policy accept;
 		fib daddr type local jump publish
 	}}
 
@@ -199,7 +199,7 @@ table bridge {table} {{
 
 	chain prerouting {{
 		type filter hook prerouting priority {_RAW}; policy accept;
-		iifname "{bridge}v*" jump instance
+		iifname "{bridge}-*" jump instance
 	}}
 
 	chain instance {{

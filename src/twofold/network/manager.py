@@ -63,7 +63,7 @@ class NetworkManager:
         self._last_address = ""
         self._ready = False
         # Threads of our own: image work must not hold up an instance's network.
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="network")
+        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="network")
         self._lock = threading.Lock()
 
     @property
@@ -116,8 +116,11 @@ class NetworkManager:
 
     async def unplug(self, instance_id: str) -> None:
         """Close its ports and remove its link; nothing of the instance stays."""
-        if instance_id in self._entries:
+        entry = self._entries.get(instance_id)
+        if entry is not None:
             await self._in_thread(self._unplug, instance_id)
+            # Waits for the kernel's grace periods (30 ms): not while others wait for the lock.
+            await self._in_thread(self._bridge.detach, entry.plug.host_link, locked=False)
 
     async def restore(self, active: Iterable[Active]) -> list[str]:
         """Make the kernel agree with ``active``, atomically, and remove strays. Traffic of what
@@ -140,12 +143,12 @@ class NetworkManager:
 
     # --- below: in threads, one at a time -------------------------------------------------------
 
-    async def _in_thread(self, work: Callable[..., _T], *args: Any) -> _T:
-        def locked() -> _T:
-            with self._lock, _errors_translated():
+    async def _in_thread(self, work: Callable[..., _T], *args: Any, locked: bool = True) -> _T:
+        def run() -> _T:
+            with self._lock if locked else contextlib.nullcontext(), _errors_translated():
                 return work(*args)
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, locked)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
 
     def _setup(self) -> None:
         if self._ready:
@@ -299,8 +302,7 @@ class NetworkManager:
         entry = self._entries.get(instance_id)
         if entry is None:
             return
-        # The link first: between the two steps it must not be a port without a filter.
-        self._bridge.detach(entry.plug.host_link)
+        # From here on its port drops everything: what is not in the sets does not pass.
         commands = firewall.remove_ports(self._table, entry.ports)
         self._remove_elements(commands + firewall.remove_plug(self._table, entry.plug))
         _close(entry.held)

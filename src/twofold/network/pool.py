@@ -5,7 +5,7 @@ one bridge carries (1,023 ports). The daemon's database remembers who has which 
 here take the set of used ones.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 
 from twofold.errors import Conflict, Unsupported
@@ -37,21 +37,24 @@ def choose_subnet(
     when nothing else is left. Raises Unsupported when every candidate is routed.
     """
     routed = [network for network in taken if network.prefixlen > 0]
-    candidates = [] if previous is None else [previous]
-    candidates.append(preferred_subnet(key))
-    candidates.extend(_OWN_RANGE.subnets(new_prefix=PREFIX))
-    for spare in _SPARE_RANGES:
-        candidates.extend(spare.subnets(new_prefix=PREFIX))
-    for candidate in candidates:
+    for candidate in _candidates(key, previous):
         if not any(candidate.overlaps(network) for network in routed):
             return candidate
-    for candidate in candidates:
-        if not any(network.subnet_of(candidate) or network == candidate for network in routed):
+    for candidate in _candidates(key, previous):
+        if not any(network.subnet_of(candidate) for network in routed):
             return candidate
     raise Unsupported(
         "every private subnet that could be used is routed on this host",
         hint="ip route    # remove a route inside 10.208.0.0/12",
     )
+
+
+def _candidates(key: str, previous: IPv4Network | None) -> Iterator[IPv4Network]:
+    if previous is not None:
+        yield previous
+    yield preferred_subnet(key)
+    for block in (_OWN_RANGE, *_SPARE_RANGES):
+        yield from block.subnets(new_prefix=PREFIX)
 
 
 def gateway(subnet: IPv4Network) -> str:
@@ -79,11 +82,11 @@ def mac_address(key: str, address: str) -> str:
 
 
 def host_link(bridge: str, subnet: IPv4Network, address: str) -> str:
-    """``tf0v5`` has the fifth address of ``tf0``: unique by construction, at most 15 characters.
+    """``tf0-5`` has the fifth address of ``tf0``: unique by construction, at most 15 characters.
 
-    All of a root's links start with ``BRIDGEv``: the anti-spoofing filter matches that prefix.
+    All of a root's links start with ``BRIDGE-``: the anti-spoofing filter matches that prefix.
     """
-    return f"{bridge}v{int(IPv4Address(address)) - int(subnet.network_address)}"
+    return f"{bridge}-{int(IPv4Address(address)) - int(subnet.network_address)}"
 
 
 def allocate(
