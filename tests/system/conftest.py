@@ -92,7 +92,7 @@ def busybox_image(twofold: Runner, shared: Path) -> str:
 def _import(twofold: Runner, name: str, shared: Path, pattern: str) -> str:
     tarball = next((shared / "images").glob(pattern))
     if twofold("image", "show", name).returncode != 0:
-        twofold("image", "import", tarball, "--name", name, check=True)
+        twofold("image", "import", tarball, name, check=True)
     return name
 
 
