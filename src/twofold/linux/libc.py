@@ -65,7 +65,7 @@ AT_RECURSIVE = 0x8000
 AT_SYMLINK_NOFOLLOW = 0x100
 
 
-def syscall(name: str, *args: int | bytes | None | ctypes.Array[ctypes.c_char]) -> int:
+def syscall(name: str, *args: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
     """Make the call. Raises OSError(errno, "NAME: reason"); returns the call's value."""
     converted = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
     result = int(_LIBC.syscall(ctypes.c_long(NUMBERS[name]), *converted))

@@ -16,7 +16,7 @@ _SO_SNDBUFFORCE = 32
 
 
 def enlarge(sock: socket.socket) -> None:
-    """Let a plan with a large environment fit one packet; without the privilege, what is allowed."""
+    """Let a plan with a large environment fit one packet, as far as we are allowed."""
     for option in (_SO_SNDBUFFORCE, socket.SO_SNDBUF):
         try:
             sock.setsockopt(socket.SOL_SOCKET, option, 2 * MESSAGE_LIMIT_BYTES)

@@ -187,7 +187,7 @@ class Group:
         return 0
 
     def usage(self) -> dict[str, int]:
-        """Memory in use (bytes), CPU time used (ns) and number of processes; missing ones left out."""
+        """Memory in use (bytes) and number of processes; what cannot be read is left out."""
         v1, v2 = self._hierarchies.v1, f"{self._hierarchies.v2}/{self._path}"
         sources = {
             "memory_bytes": f"{self._v1_directory('memory')}/memory.usage_in_bytes"

@@ -1,0 +1,149 @@
+"""The door: where a local CLI hands over its stdio and learns how the payload ended.
+
+``docs/contributing/architecture.md`` has the messages. A client that parks nothing within a
+minute, or whose ticket is never used, is shown out. A client may only signal and resize what it
+started itself.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from twofold.errors import InvalidInput, TwofoldError
+from twofold.linux import sockets
+from twofold.runtime.loop import READ, Loop
+
+_PARK_TIMEOUT_S = 60.0
+_CLIENT_LIMIT = 4096
+
+
+class DoorClient:
+    """One connection at the door. ``fds`` are the CLI's own 0, 1, 2 when it asked for direct."""
+
+    def __init__(self, door: "Door", sock: socket.socket) -> None:
+        self._door, self._sock = door, sock
+        self.ticket = ""
+        self.tty = False
+        self.direct = False
+        self.rows, self.cols = 24, 80
+        self.fds: tuple[int, ...] = ()
+        self.on_signal: Callable[[str], None] = lambda _: None
+        self.on_resize: Callable[[int, int], None] = lambda _rows, _cols: None
+        self.used = False
+        sock.setblocking(False)
+        door.loop.watch(sock.fileno(), READ, self._readable)
+
+    def _readable(self, _: int) -> None:
+        try:
+            message, fds = sockets.receive(self._sock)
+        except BlockingIOError:
+            return
+        except (OSError, ValueError):
+            self.close()
+            return
+        if message is None:
+            self.close()
+            return
+        try:
+            self._take(message, fds)
+        except (KeyError, TypeError, ValueError):
+            for fd in fds:
+                os.close(fd)
+            self.error(InvalidInput("the door does not understand this message"))
+
+    def _take(self, message: dict[str, Any], fds: list[int]) -> None:
+        operation = message["op"]
+        if operation == "park" and not self.ticket:
+            ticket = str(message["ticket"])
+            if len(ticket) < 16 or ticket in self._door.parked:
+                raise ValueError("ticket")
+            self.direct, self.tty = bool(message.get("direct")), bool(message.get("tty"))
+            if len(fds) != (3 if self.direct else 0):
+                raise ValueError("descriptors")
+            self.rows, self.cols = int(message.get("rows", 24)), int(message.get("cols", 80))
+            self.ticket, self.fds = ticket, tuple(fds)
+            self._door.parked[ticket] = self
+        elif operation == "signal":
+            self.on_signal(str(message["signal"]))
+        elif operation == "resize":
+            self.rows, self.cols = int(message["rows"]), int(message["cols"])
+            self.on_resize(self.rows, self.cols)
+        else:
+            raise ValueError("op")
+
+    def started(self, pid: int, fds: tuple[int, ...] = ()) -> None:
+        self._send({"event": "started", "pid": pid}, fds)
+
+    def exit(self, exit_code: int) -> None:
+        self._send({"event": "exit", "exit_code": exit_code})
+        self.close()
+
+    def error(self, error: TwofoldError) -> None:
+        self._send({"event": "error", "error": error.to_dict()})
+        self.close()
+
+    def _send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+        try:
+            sockets.send(self._sock, message, fds)
+        except OSError:
+            self.close()  # the CLI is gone: what it started goes on
+
+    def close_fds(self) -> None:
+        """Close our copies of the CLI's descriptors: the payload has its own now."""
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = ()
+
+    def close(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._door.loop.unwatch(self._sock.fileno())
+            self._sock.close()
+        self.close_fds()
+        if self._door.parked.get(self.ticket) is self:
+            del self._door.parked[self.ticket]
+        self._door.clients.discard(self)
+
+
+class Door:
+    """The listening socket and everyone who stands at it."""
+
+    def __init__(self, loop: Loop, listener: socket.socket) -> None:
+        self.loop, self._listener = loop, listener
+        self.parked: dict[str, DoorClient] = {}
+        self.clients: set[DoorClient] = set()
+        listener.setblocking(False)
+        loop.watch(listener.fileno(), READ, self._accept)
+
+    def _accept(self, _: int) -> None:
+        while True:
+            try:
+                sock, _address = self._listener.accept()
+            except OSError:
+                return
+            if len(self.clients) >= _CLIENT_LIMIT:
+                sock.close()
+                continue
+            client = DoorClient(self, sock)
+            self.clients.add(client)
+            self.loop.call_later(_PARK_TIMEOUT_S, partial(self._expire, client))
+
+    @staticmethod
+    def _expire(client: DoorClient) -> None:
+        if not client.used:
+            client.close()
+
+    def take(self, ticket: str) -> DoorClient:
+        """The client that parked ``ticket``; it is then in use. Raises InvalidInput."""
+        if ticket not in self.parked:
+            # The CLI parked before it asked the daemon, but its packet may still be unread.
+            self._accept(0)
+            for client in list(self.clients):
+                if not client.ticket:
+                    client._readable(0)
+        client_found = self.parked.pop(ticket, None)
+        if client_found is None:
+            raise InvalidInput("no descriptors were parked under this ticket")
+        client_found.used = True
+        return client_found

@@ -1,0 +1,134 @@
+"""Put a process into a running container: ``exec`` and file copy.
+
+The keeper forks; the child enters the container's cgroup and namespaces, then clones once more
+with CLONE_PARENT, so that the process inside is the keeper's own child (whom it can reap) in the
+container's PID namespace. Same answers on the socket as ``sandbox`` gives, plus first of all:
+
+    joining process → keeper   {"pid": N} + a pidfd of the process inside
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from twofold.errors import RuntimeFailed, TwofoldError
+from twofold.guest import archive
+from twofold.guest.identity import Identity
+from twofold.linux import process, sockets
+from twofold.runtime import credentials, payload
+from twofold.runtime.plan import Process
+from twofold.runtime.sandbox import NAMESPACES, Host, Sandbox
+
+# Root of its own namespace, but only to read and write files of any owner inside.
+_ARCHIVE_CAPABILITIES = (
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "SETFCAP",
+    "MKNOD",
+)
+
+
+def execute(
+    sandbox: Sandbox,
+    host: Host,
+    plan: Process,
+    stdio: tuple[int, ...],
+    *,
+    rows: int,
+    cols: int,
+) -> tuple[int, socket.socket]:
+    """Start ``plan`` inside. ``stdio`` is empty with a tty. Returns (helper's pid, its socket)."""
+
+    def inside(sync: socket.socket) -> int:
+        if plan.tty:
+            master, slave, _ = payload.open_terminal(rows, cols)
+            sockets.send(sync, {"terminal": True}, (master,))
+            os.close(master)
+            descriptors = (slave, slave, slave)
+        else:
+            descriptors = (stdio[0], stdio[1], stdio[2])
+        payload.take_stdio(descriptors, terminal=plan.tty)
+        credentials.apply_limits(plan.rlimits)
+        payload.exec_payload(
+            plan,
+            filter_program=host.filters.get(plan.seccomp, b""),
+            init_fd=-1,
+            sync_fd=sync.fileno(),
+        )
+        return 125
+
+    return _join(sandbox, inside, stdio)
+
+
+def copy(
+    sandbox: Sandbox, host: Host, direction: str, path: str, fd: int
+) -> tuple[int, socket.socket]:
+    """Write ``path`` as a tar stream to ``fd`` (out), or unpack the stream into it (in)."""
+
+    def inside(sync: socket.socket) -> int:
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        payload.take_stdio((null, null, 2), terminal=False)
+        process.close_descriptors({0, 1, 2, fd, sync.fileno()})
+        plan = Process(argv=("archive",), capabilities=_ARCHIVE_CAPABILITIES)
+        who = Identity(0, 0, [], "/")
+        credentials.become(who, plan, host.filters["default"])
+        credentials.reset_signals()
+        if direction == "out":
+            archive.tar_out(path, fd)
+        else:
+            archive.tar_in(path, fd)
+        sockets.send(sync, {"done": True})
+        return 0
+
+    return _join(sandbox, inside, (fd,))
+
+
+def _join(
+    sandbox: Sandbox, inside: Callable[[socket.socket], int], keep: tuple[int, ...]
+) -> tuple[int, socket.socket]:
+    ours, theirs = sockets.pair()
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        process.close_descriptors({0, 1, 2, sandbox.pidfd, theirs.fileno(), *keep})
+        _joining_process(sandbox, theirs, inside)
+    theirs.close()
+    return pid, ours
+
+
+def _joining_process(
+    sandbox: Sandbox, sync: socket.socket, inside: Callable[[socket.socket], int]
+) -> NoReturn:
+    code = 125
+    try:
+        process.prctl(process.PR_SET_DUMPABLE, 0)
+        sandbox.group.add(os.getpid())
+        process.setns(sandbox.pidfd, NAMESPACES | process.CLONE_NEWCGROUP)
+        os.setgroups([])
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        pid, pidfd = process.clone(process.CLONE_PARENT)
+        if pid == 0:
+            process.prctl(process.PR_SET_DUMPABLE, 0)
+            code = inside(sync)
+        else:
+            sockets.send(sync, {"pid": pid}, (pidfd,))
+            code = 0
+    except TwofoldError as error:
+        _report(sync, error)
+    except BaseException as error:
+        _report(sync, RuntimeFailed(f"{type(error).__name__}: {error}"))
+    finally:
+        os._exit(code)
+
+
+def _report(sync: socket.socket, error: TwofoldError) -> None:
+    try:
+        sockets.send(sync, {"error": error.to_dict()})
+    except OSError:
+        sys.stderr.write(f"{error.message}\n")

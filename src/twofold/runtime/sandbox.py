@@ -1,0 +1,280 @@
+"""Make a sandbox: clone into namespaces, build the root, wait, run.
+
+The keeper's half (``Sandbox.create``) and the first process's half (``_first_process``) talk over
+one socket pair. Everything both say:
+
+    keeper → first process    {"step": "build"}  + the prepared mounts
+                              {"step": "start", "rows", "cols"}  + stdio (3), or none with a tty
+    first process → keeper    {"created": true}
+                              {"warnings": [...]}
+                              {"terminal": true} + the pty's master   (container with a tty)
+                              {"ready": true, "facts": {...}}         (vm)
+                              {"error": {...}}
+                              end of stream: the payload was exec'd   (container)
+"""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from twofold.errors import RuntimeFailed, TwofoldError
+from twofold.guest.identity import Identity
+from twofold.linux import netconf, process, sockets, tun
+from twofold.runtime import credentials, idmap, payload, rootfs
+from twofold.runtime.cgroups import Group, Hierarchies
+from twofold.runtime.plan import SandboxPlan
+
+NAMESPACES = (
+    process.CLONE_NEWUSER
+    | process.CLONE_NEWNS
+    | process.CLONE_NEWPID
+    | process.CLONE_NEWNET
+    | process.CLONE_NEWIPC
+    | process.CLONE_NEWUTS
+)
+
+MonitorMain = Callable[..., int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """What every sandbox of this keeper shares: facts and open descriptors."""
+
+    hierarchies: Hierarchies
+    scratch_dir: str
+    mountpoint: str
+    init_fd: int
+    filters: dict[str, bytes]
+    monitor_main: MonitorMain | None = None
+
+
+@dataclass(kw_only=True)
+class Sandbox:
+    """A sandbox's first process as the keeper holds it."""
+
+    plan: SandboxPlan
+    pid: int
+    pidfd: int
+    sync: socket.socket
+    group: Group
+    warnings: list[str] = field(default_factory=list)
+
+    @classmethod
+    def create(cls, plan: SandboxPlan, host: Host) -> "Sandbox":
+        """Clone the first process and hand it its mounts; it answers ``created`` on ``sync``."""
+        group = Group(host.hierarchies, plan.cgroup.path)
+        warnings = group.create(plan.cgroup)
+        opened: dict[str, int] = {}
+        ours, theirs = sockets.pair()
+        pid = pidfd = -1
+        try:
+            if plan.vm is not None:
+                opened = _open_for_vm(plan)
+            pid, pidfd = process.clone(NAMESPACES)
+            if pid == 0:
+                ours.close()
+                _first_process(plan, host, theirs, opened)
+            theirs.close()
+            _hand_over(plan, host, pid, ours, group)
+        except BaseException:
+            if pid > 0:
+                process.pidfd_send_signal(pidfd, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                os.close(pidfd)
+            ours.close()
+            theirs.close()
+            group.remove()
+            raise
+        finally:
+            for fd in opened.values():
+                os.close(fd)
+        return cls(plan=plan, pid=pid, pidfd=pidfd, sync=ours, group=group, warnings=warnings)
+
+    def start(self, stdio: tuple[int, ...], *, rows: int, cols: int) -> None:
+        sockets.send(self.sync, {"step": "start", "rows": rows, "cols": cols}, stdio)
+
+    def kill(self) -> None:
+        try:
+            process.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def _hand_over(plan: SandboxPlan, host: Host, pid: int, sync: socket.socket, group: Group) -> None:
+    """The host-privileged half: cgroup, id maps, mounts."""
+    group.add(pid)
+    if plan.cgroup.delegate:
+        group.delegate(plan.id_base)
+    idmap.write_maps(pid, plan.id_base)
+    _set_oom_score(pid, plan.oom_score_adj)
+    range_fd = idmap.open_user_namespace(pid)
+    owner_fd = -1
+    try:
+        if any(mount.idmap == "owner" for mount in plan.mounts):
+            owner_fd = idmap.owner_namespace(plan.id_base)
+        prepared = rootfs.prepare(
+            plan, range_fd=range_fd, owner_fd=owner_fd, scratch_dir=host.scratch_dir
+        )
+    finally:
+        os.close(range_fd)
+        if owner_fd >= 0:
+            os.close(owner_fd)
+    try:
+        indexes = sorted(prepared.binds)
+        fds = (prepared.root_fd, *(prepared.binds[index] for index in indexes))
+        sockets.send(sync, {"step": "build", "binds": indexes}, fds)
+    finally:
+        prepared.close()
+
+
+def _set_oom_score(pid: int, value: int) -> None:
+    try:
+        with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
+            file.write(str(value))
+    except PermissionError:
+        pass  # lowering needs CAP_SYS_RESOURCE; the default is then as good as it gets
+
+
+def _open_for_vm(plan: SandboxPlan) -> dict[str, int]:
+    """Everything the jailed QEMU is given by descriptor, opened with the keeper's rights."""
+    assert plan.vm is not None
+    opened: dict[str, int] = {}
+    flags = {"r": os.O_RDONLY, "rw": os.O_RDWR, "append": os.O_RDWR | os.O_CREAT | os.O_APPEND}
+    try:
+        for item in plan.vm.open_files:
+            access = flags[item.access] | os.O_CLOEXEC | os.O_NOCTTY
+            try:
+                opened[item.name] = os.open(item.path, access, 0o600)
+            except OSError as error:
+                raise RuntimeFailed(f"cannot open {item.path!r}: {error.strerror}") from error
+        if plan.network is not None:
+            opened["tap"] = tun.open_tap(plan.network.host_link, vnet_header=plan.vm.vnet_header)
+        os.makedirs(plan.run_dir, mode=0o700, exist_ok=True)
+        opened["control"] = sockets.listen(f"{plan.run_dir}/control.sock", mode=0o600).detach()
+        opened["qmp"] = _listen_stream(f"{plan.run_dir}/qmp.sock")
+    except BaseException:
+        for fd in opened.values():
+            os.close(fd)
+        raise
+    return opened
+
+
+def _listen_stream(path: str) -> int:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.bind(path)
+    os.chmod(path, 0o600)
+    sock.listen(1)
+    return sock.detach()
+
+
+def _first_process(
+    plan: SandboxPlan, host: Host, sync: socket.socket, opened: dict[str, int]
+) -> NoReturn:
+    """PID 1 of the sandbox. Never returns to the keeper's code."""
+    code = 125
+    try:
+        code = _build_and_run(plan, host, sync, opened)
+    except TwofoldError as error:
+        _report(sync, error)
+    except BaseException as error:
+        _report(sync, RuntimeFailed(f"{type(error).__name__}: {error}"))
+    finally:
+        os._exit(code)
+
+
+def _report(sync: socket.socket, error: TwofoldError) -> None:
+    try:
+        sockets.send(sync, {"error": error.to_dict()})
+    except OSError:
+        sys.stderr.write(f"{error.message}\n")
+
+
+def _build_and_run(
+    plan: SandboxPlan, host: Host, sync: socket.socket, opened: dict[str, int]
+) -> int:
+    # Not dumpable: nobody inside may trace or open this copy of the keeper before it has gone.
+    process.prctl(process.PR_SET_DUMPABLE, 0)
+    # Neither may it hold other sandboxes' pipes and sockets open while it waits for its start.
+    process.close_descriptors({0, 1, 2, host.init_fd, sync.fileno(), *opened.values()})
+    message, fds = sockets.receive(sync)
+    if message is None:
+        return 125
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    process.unshare(process.CLONE_NEWCGROUP)
+    socket.sethostname(plan.hostname)
+    binds = dict(zip(message["binds"], fds[1:], strict=True))
+    rootfs.furnish(
+        plan,
+        rootfs.Prepared(root_fd=fds[0], binds=binds),
+        mountpoint=host.mountpoint,
+        has_cgroup2=bool(host.hierarchies.v2),
+    )
+    sockets.send(sync, {"created": True})
+    message, fds = sockets.receive(sync)
+    if message is None:
+        return 125
+    netconf.configure_loopback()
+    if plan.vm is None:
+        if plan.network is not None:
+            net = plan.network
+            netconf.configure_interface(
+                net.interface, net.address, prefix=net.prefix, gateway=net.gateway
+            )
+        _become_container(plan, host, sync, message, fds)
+    return _become_monitor(plan, host, sync, fds, opened)
+
+
+def _become_container(
+    plan: SandboxPlan, host: Host, sync: socket.socket, message: dict[str, Any], fds: list[int]
+) -> NoReturn:
+    # A system container's init expects a console of its own, whoever looks at it.
+    terminal = plan.process.tty or not plan.process.init
+    if terminal:
+        master, slave, path = payload.open_terminal(message["rows"], message["cols"])
+        rootfs.bind_console(path)
+        sockets.send(sync, {"terminal": True}, (master,))
+        os.close(master)
+        stdio = (slave, slave, slave)
+    else:
+        stdio = (fds[0], fds[1], fds[2])
+    payload.take_stdio(stdio, terminal=terminal)
+    warnings = credentials.apply_limits(plan.process.rlimits)
+    if warnings:
+        sockets.send(sync, {"warnings": warnings})
+    payload.exec_payload(
+        plan.process,
+        filter_program=host.filters.get(plan.process.seccomp, b""),
+        init_fd=host.init_fd if plan.process.init else -1,
+        sync_fd=sync.fileno(),
+    )
+    raise RuntimeFailed("exec returned")
+
+
+def _become_monitor(
+    plan: SandboxPlan, host: Host, sync: socket.socket, fds: list[int], opened: dict[str, int]
+) -> int:
+    """PID 1 of a VM's sandbox: unprivileged, jailed, and then the monitor that runs QEMU."""
+    if host.monitor_main is None or plan.vm is None:
+        raise RuntimeFailed("this keeper was started without a monitor")
+    stdio = (fds[0], fds[0], fds[0]) if len(fds) == 1 else (fds[0], fds[1], fds[2])
+    payload.take_stdio(stdio, terminal=False)
+    credentials.apply_limits(plan.process.rlimits)
+    process.close_descriptors({0, 1, 2, sync.fileno(), *opened.values()})
+    who = Identity(idmap.JAIL_USER, idmap.JAIL_USER, [], "/")
+    credentials.become(who, plan.process, host.filters.get(plan.process.seccomp, b""))
+    credentials.reset_signals()
+    process.set_process_name("twofold-monitor")
+    control = socket.socket(fileno=opened.pop("control"))
+    return host.monitor_main(
+        plan.to_dict()["vm"], stdio=(0, 1, 2), fds=opened, status=sync, control=control
+    )
