@@ -89,6 +89,7 @@ def survey(binary: str, *, imports: tuple[str, ...], late: tuple[str, ...] = ())
     extensions = {name: path for name, path, _ in rows if not path.endswith(".py")}
     packages = {name for name, _, package in rows if package}
     libraries, loader = linked(binary, *extensions.values())
+    loader = os.path.realpath(loader)
     return Interpreter(
         binary=binary,
         version=".".join(str(part) for part in version),
@@ -117,23 +118,27 @@ def compile_modules(interpreter: Interpreter, folder: str) -> dict[str, bytes]:
 
 
 def linked(*objects: str) -> tuple[dict[str, str], str]:
-    """(soname → path, loader) of everything the objects are linked with, as ldd resolves it."""
-    libraries: dict[str, str] = {}
+    """(soname → real path, loader) of everything the objects are linked with."""
+    paths, loader = resolve_libraries(*objects)
+    return {os.path.basename(path): os.path.realpath(path) for path in paths}, loader
+
+
+def resolve_libraries(*objects: str) -> tuple[list[str], str]:
+    """(paths, loader's path) of everything the objects are linked with, as ldd resolves it."""
+    paths: dict[str, None] = {}
     loader = ""
-    for path in objects:
-        for line in _run(["ldd", path], "looking at libraries").splitlines():
-            match = re.match(r"\s*(\S+) => (\S+) \(0x", line)
-            if match:
-                libraries[match.group(1)] = os.path.realpath(match.group(2))
-                continue
+    for name in objects:
+        for line in _run(["ldd", name], "looking at libraries").splitlines():
             if "=> not found" in line:
-                raise Unsupported(
-                    f"{path!r} needs {line.strip()!r}", hint=f"reinstall what owns {path}"
-                )
+                raise Unsupported(f"{name!r} needs {line.strip()!r}", hint=f"reinstall {name}")
+            match = re.match(r"\s*\S+ => (/\S+) \(0x", line)
+            if match:
+                paths[match.group(1)] = None
+                continue
             match = re.match(r"\s*(/\S+) \(0x", line)
             if match:
-                loader = os.path.realpath(match.group(1))
-    return libraries, loader
+                loader = match.group(1)
+    return list(paths), loader
 
 
 def _minor_version(binary: str) -> tuple[int, int]:

@@ -1,0 +1,157 @@
+"""QEMU's private root: a directory with the hypervisor, its libraries and firmware, nothing else.
+
+    CACHE/jail-KEY/
+        jail.json                   what it was made from, to notice an upgrade
+        usr/bin/qemu-system-x86_64  and diod, which serves directories to emulated hardware
+        lib/… lib64/… usr/lib/…     loader, libraries and QEMU modules, at the host's own paths
+        usr/share/…                 firmware
+        boot shares dev proc tmp    mount points for the sandbox
+
+Made of copies, so that nothing the jailed QEMU sees is a file of the host; shared, read-only, by
+every virtual machine. A change of any source file makes a new jail; running machines keep theirs.
+Starts no sandbox: that is the runtime's.
+"""
+
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+
+from twofold.errors import NoSpace, Unsupported
+from twofold.hypervisor.interpreter import resolve_libraries
+
+QEMU = "/usr/bin/qemu-system-x86_64"
+DIOD = "/usr/sbin/diod"
+# All else that QEMU ships (network ROMs, other machines' firmware) is not needed, so not there.
+_FIRMWARE = ("bios-256k.bin", "pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin", "vgabios-stdvga.bin")
+_MODULE_GLOBS = ("/usr/lib/*/qemu", "/usr/lib64/qemu", "/usr/lib/qemu")
+_MODULES = ("accel-tcg-x86_64.so",)
+_MOUNT_POINTS = ("boot", "shares", "dev", "proc", "tmp", "run", "sys", "etc", "old-root")
+_FORMAT = 2  # raise it when the layout changes
+
+Progress = Callable[[str], None]
+
+
+def ensure(cache_dir: str, progress: Progress) -> str:
+    """The jail's directory, made or remade when QEMU or a library of it changed.
+
+    Quick when it is there. Blocks: call it in a thread. Raises Unsupported when QEMU is missing.
+    """
+    if not os.access(QEMU, os.X_OK):
+        raise Unsupported(
+            f"QEMU is not installed ({QEMU!r} is missing): virtual machines need it",
+            hint="apt-get install qemu-system-x86",
+        )
+    os.makedirs(cache_dir, mode=0o755, exist_ok=True)
+    found = _current(cache_dir)
+    if found:
+        return found
+    lock = os.open(f"{cache_dir}/.jail.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _current(cache_dir) or _build(cache_dir, progress)
+    finally:
+        os.close(lock)
+
+
+def has_diod(jail: str) -> bool:
+    """Whether this jail can serve directories to machines on emulated hardware."""
+    return os.path.exists(f"{jail}{DIOD}")
+
+
+def qemu_version() -> str | None:
+    """QEMU's version as it says it itself, or None when it is not installed."""
+    try:
+        done = subprocess.run([QEMU, "--version"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    words = done.stdout.split()
+    return words[3] if len(words) > 3 else None
+
+
+def sources() -> dict[str, str]:
+    """Where each file of the jail comes from: path inside → path on the host (often the same)."""
+    programs = [path for path in (QEMU, DIOD) if os.access(path, os.X_OK)]
+    qemu_modules = [
+        path
+        for pattern in _MODULE_GLOBS
+        for folder in glob.glob(pattern)
+        for path in (f"{folder}/{name}" for name in _MODULES)
+        if os.path.exists(path)
+    ]
+    libraries, loader = resolve_libraries(*programs, *qemu_modules)
+    wanted = [*programs, *qemu_modules, *libraries, loader, *_firmware()]
+    if os.path.exists("/etc/ld.so.cache"):  # for hosts whose libraries are in unusual places
+        wanted.append("/etc/ld.so.cache")
+    return {path: os.path.realpath(path) for path in wanted}
+
+
+def _firmware() -> list[str]:
+    done = subprocess.run([QEMU, "-L", "help"], capture_output=True, text=True, timeout=10)
+    folders = done.stdout.split()
+    found = []
+    for name in _FIRMWARE:
+        for folder in folders:
+            if os.path.exists(f"{folder}/{name}"):
+                found.append(f"{folder}/{name}")
+                break
+        else:
+            raise Unsupported(
+                f"QEMU's firmware file {name!r} is in none of {folders!r}",
+                hint="apt-get install --reinstall qemu-system-data seabios",
+            )
+    return found
+
+
+def _current(cache_dir: str) -> str:
+    for folder in glob.glob(f"{glob.escape(cache_dir)}/jail-*"):
+        try:
+            with open(f"{folder}/jail.json") as stream:
+                made = json.load(stream)
+        except (OSError, ValueError):
+            continue
+        if made.get("format") != _FORMAT or made.get("diod") != os.access(DIOD, os.X_OK):
+            continue
+        if all(_stamp(path) == stamp for path, stamp in made["sources"].items()):
+            return folder
+    return ""
+
+
+def _build(cache_dir: str, progress: Progress) -> str:
+    progress("Preparing the private root for QEMU")
+    files = sources()
+    stamps = {path: _stamp(path) for path in sorted(files)}
+    digest = hashlib.sha256(json.dumps([_FORMAT, stamps]).encode()).hexdigest()[:12]
+    target = f"{cache_dir}/jail-{digest}"
+    scratch = tempfile.mkdtemp(prefix=".jail-", dir=cache_dir)
+    try:
+        os.chmod(scratch, 0o755)
+        for name in _MOUNT_POINTS:
+            os.mkdir(f"{scratch}/{name}", 0o755)
+        for inside, source in files.items():
+            os.makedirs(os.path.dirname(scratch + inside), mode=0o755, exist_ok=True)
+            shutil.copyfile(source, scratch + inside)
+            os.chmod(scratch + inside, 0o755 if os.access(source, os.X_OK) else 0o644)
+        made = {"format": _FORMAT, "diod": DIOD in files, "sources": stamps}
+        with open(f"{scratch}/jail.json", "w") as stream:
+            json.dump(made, stream)
+        shutil.rmtree(target, ignore_errors=True)  # an incomplete one, or it had been taken
+        os.rename(scratch, target)
+    except OSError as error:
+        raise NoSpace(f"cannot make QEMU's private root in {cache_dir!r}: {error}") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _stamp(path: str) -> list[int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
