@@ -119,7 +119,7 @@ def _template(size_bytes: int, cache_dir: str) -> str:
 
 
 def _format(path: str) -> None:
-    # A fresh sparse file reads as zeros: nothing needs zeroing now, nor by the guest's kernel later.
+    # A fresh sparse file reads as zeros: nothing is to be zeroed, now or by the guest later.
     prezeroed = "nodiscard,assume_storage_prezeroed=1"
     older = "nodiscard,lazy_itable_init=1,lazy_journal_init=1"  # e2fsprogs before 1.47
     for extended in (prezeroed, older):
