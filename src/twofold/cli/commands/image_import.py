@@ -1,0 +1,55 @@
+"""``twofold image import``: an image from a file on the daemon's host."""
+
+from __future__ import annotations
+
+import os
+
+from twofold.cli import output
+from twofold.cli.arguments import Parser
+from twofold.cli.progress import Progress
+from twofold.client.transport import Client, url
+from twofold.errors import NotFound
+from twofold.model.paths import Paths
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+
+EXAMPLES = (
+    "twofold image import alpine-minirootfs.tar.gz alpine",
+    "twofold image import busybox-oci.tar",
+    "twofold image import ./oci-layout-directory tool:1.0",
+)
+DESCRIPTION = """\
+Takes an OCI layout (directory or tar), a docker-archive (docker save) or a plain root file system
+tar, compressed or not. Every digest is checked. Prints the name and the digest."""
+
+
+def configure(parser: Parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="archive, or directory of an OCI layout")
+    parser.add_argument(
+        "name", metavar="NAME", nargs="?", help="default: the name inside, else the file's"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="draw no progress")
+
+
+def run(args: argparse.Namespace) -> int:
+    path = os.path.abspath(args.file)
+    if not os.path.lexists(path):
+        raise NotFound(f"file {path!r} does not exist", hint=f"ls {os.path.dirname(path)}")
+    progress = Progress(quiet=args.quiet)
+    try:
+        image = Client(Paths(args.root)).operate(
+            "POST",
+            url("images", "import"),
+            body={"path": path, "name": args.name},
+            on_event=progress.event,
+            on_idle=progress.tick,
+        )
+    finally:
+        progress.clear()
+    if args.json:
+        output.write_json(image)
+    else:
+        output.write_line(f"{', '.join(image['names'])} {image['digest']}")
+    return 0

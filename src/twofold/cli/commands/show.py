@@ -1,0 +1,109 @@
+"""``twofold show``: everything about one instance."""
+
+from __future__ import annotations
+
+from twofold.cli import output
+from twofold.cli.arguments import Parser
+from twofold.client.transport import Client, url
+from twofold.model.paths import Paths
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+EXAMPLES = ("twofold show web", "twofold show web --json")
+
+
+def configure(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME", help="the instance: name, id or start of the id")
+
+
+def run(args: argparse.Namespace) -> int:
+    instance = Client(Paths(args.root)).call("GET", url("instances", args.name))
+    if args.json:
+        output.write_json(instance)
+    else:
+        _draw(instance)
+    return 0
+
+
+def _draw(instance: dict[str, Any]) -> None:
+    spec = instance["spec"]
+    ready_s = instance.get("ready_seconds")
+    output.write_line(instance["name"])
+    output.write_section(
+        "",
+        [
+            ("id", instance["id"]),
+            ("state", output.state_words(instance)),
+            ("error", instance.get("error")),
+            ("exit code", instance.get("exit_code")),
+            ("pid", instance.get("pid")),
+            ("created", _moment(instance.get("created_at"))),
+            ("started", _moment(instance.get("started_at"))),
+            ("ready after", None if ready_s is None else f"{ready_s:.3f} s"),
+            ("finished", _moment(instance.get("finished_at"))),
+            ("restarts", instance.get("restart_count") or None),
+        ],
+    )
+    facts = [
+        (str(key).replace("_", " "), _fact(value))
+        for key, value in (instance.get("isolation_facts") or {}).items()
+    ]
+    isolation = spec.get("isolation", "container")
+    hardware = spec.get("hardware") if isolation == "vm" else None
+    output.write_section("isolation", [("kind", isolation), ("hardware", hardware), *facts])
+    output.write_section("image", [("name", spec["image"]), ("digest", instance["image_digest"])])
+    output.write_section(
+        "process",
+        [
+            ("init", "the image's own" if spec.get("system") else None),
+            ("entry point", output.quote(spec.get("entrypoint") or [])),
+            ("command", output.quote(spec.get("command") or [])),
+            ("workdir", spec.get("workdir")),
+            ("user", spec.get("user")),
+            ("environment", list(spec.get("env") or [])),
+            ("restart", spec.get("restart") if spec.get("restart") != "no" else None),
+            ("terminal", "yes" if spec.get("tty") else None),
+        ],
+    )
+    output.write_section(
+        "network",
+        [
+            ("mode", spec.get("network")),
+            ("hostname", spec.get("hostname")),
+            ("address", instance.get("address")),
+            ("mac", instance.get("mac")),
+            ("ports", output.port_words(spec.get("ports") or [])),
+        ],
+    )
+    volumes = [
+        f"{one['source']}:{one['target']}{':ro' if one.get('read_only') else ''}"
+        for one in spec.get("volumes") or []
+    ]
+    output.write_section("volumes", [("shared", volumes)])
+    memory = spec.get("memory_bytes")
+    output.write_section(
+        "limits",
+        [
+            ("cpus", spec.get("cpus")),
+            ("memory", output.human_size(memory) if memory else None),
+            ("pids", spec.get("pids")),
+        ],
+    )
+    output.write_section("warnings", [("!", list(instance.get("warnings") or []))])
+
+
+def _moment(stamp: str | None) -> str | None:
+    return f"{stamp} ({output.age(stamp)})" if stamp else None
+
+
+def _fact(value: object) -> object:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    return value

@@ -1,0 +1,42 @@
+"""``twofold stop``: ask instances to end, and end them when they do not."""
+
+from __future__ import annotations
+
+from twofold.cli import arguments, several
+from twofold.cli.arguments import Parser
+from twofold.client.transport import url
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+
+EXAMPLES = ("twofold stop web", "twofold stop -t 30 db cache", "twofold stop --all")
+DESCRIPTION = "Sends the image's stop signal, then SIGKILL after the time-out."
+
+
+def configure(parser: Parser) -> None:
+    several.configure(parser, everything="stop every running instance")
+    parser.add_argument(
+        "-t",
+        "--timeout",
+        "--time",
+        dest="timeout",
+        type=arguments.seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long to wait before killing; default: 10",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    return several.each(
+        args,
+        lambda client, name, progress: several.operate(
+            client,
+            progress,
+            "POST",
+            url("instances", name, "stop"),
+            body={"timeout_s": args.timeout},
+        ),
+        states=("starting", "running", "paused"),
+    )

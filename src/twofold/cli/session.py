@@ -1,0 +1,381 @@
+"""A foreground command: our stdio at the payload's end, its exit code at ours.
+
+Without a terminal the payload gets our own descriptors where the keeper allows it (``direct``).
+A descriptor that is a terminal of this host is never handed inside: a pipe goes in its place and
+the bytes are copied here. With ``-t`` the keeper gives us the payload's terminal and we copy.
+Signals are forwarded; the third Ctrl-C within two seconds kills.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import stat
+import sys
+import time
+
+from twofold.cli import output, terminal
+from twofold.cli.arguments import UsageError
+from twofold.client.door import Door
+from twofold.errors import InvalidInput, TwofoldError, Unavailable, from_dict
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from twofold.client.transport import Client
+
+FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
+COPY_BYTES = 256 << 10
+DRAIN_IDLE_S = 0.1
+IMPATIENT_S = 2.0
+DETACH_KEYS = b"\x10\x11"  # ctrl-p ctrl-q
+
+
+class _DetachKeysError(Exception):
+    """The user typed the detach keys."""
+
+
+class InterruptedStartError(TwofoldError):
+    """A signal ended us before the payload ran."""
+
+    code = "interrupted"
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name} before the start was done")
+        self.exit_code = 128 + number
+
+
+class _Pump:
+    """Bytes from one descriptor to another. ``ours`` is the side that belongs to the user."""
+
+    def __init__(self, source: int, sink: int, *, sink_is_ours: bool, detach: bool = False) -> None:
+        self.source = source
+        self.sink = sink
+        self.sink_is_ours = sink_is_ours
+        self.waiting = b""  # read but not yet taken by the payload
+        self.ended = False  # the source has ended
+        self.closed = False
+        self.lost = ""  # why output could not be written
+        self._detach = detach
+        self._held = b""
+        # Ours may be shared with a shell, which would be surprised by O_NONBLOCK.
+        os.set_blocking(source if sink_is_ours else sink, False)
+
+    def read(self) -> None:
+        try:
+            data = os.read(self.source, COPY_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""  # EIO: the other side of a terminal is closed
+        if not data:
+            self.ended = True
+        elif self._detach:
+            data = self._without_detach_keys(data)
+        if self.sink_is_ours:
+            self._write_all(data)
+        else:
+            self.waiting += data
+            self.write()
+        if self.ended and not self.waiting:
+            self.close()
+
+    def write(self) -> None:
+        """Give the payload as much as it takes now."""
+        try:
+            while self.waiting:
+                self.waiting = self.waiting[os.write(self.sink, self.waiting) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.waiting, self.ended = b"", True  # it closed its stdin: nobody wants the rest
+        if self.ended:
+            self.close()
+
+    def _write_all(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self.sink, view) :]
+            except BlockingIOError:
+                select.select([], [self.sink], [])  # somebody made our stdout non-blocking
+            except OSError as error:
+                if not isinstance(error, BrokenPipeError):
+                    self.lost = str(error.strerror)
+                self.ended = True
+                self.close()  # closing our end lets the payload see SIGPIPE itself
+                return
+
+    def _without_detach_keys(self, data: bytes) -> bytes:
+        data = self._held + data
+        if DETACH_KEYS in data:
+            raise _DetachKeysError
+        self._held = data[-1:] if data.endswith(DETACH_KEYS[:1]) else b""
+        return data[: len(data) - len(self._held)]
+
+    def close(self) -> None:
+        """Close the payload's side; the user's own descriptors stay."""
+        if not self.closed:
+            self.closed = True
+            theirs = self.source if self.sink_is_ours else self.sink
+            try:
+                os.close(theirs)
+            except OSError:
+                pass
+
+
+class Session:
+    """One payload in the foreground, from the parked ticket to the exit code."""
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        tty: bool,
+        interactive: bool,
+        direct: bool,
+        detachable: bool = False,
+    ) -> None:
+        if tty and interactive and not terminal.is_terminal(0):
+            raise UsageError(
+                "-it: the standard input is not a terminal",
+                hint="leave out -t to pipe data through unchanged",
+            )
+        self.client = client
+        self.tty = tty
+        self.interactive = interactive
+        self.direct = direct and not tty
+        self.detachable = detachable and tty and interactive
+        self._pumps: list[_Pump] = []
+        self._door: Door | None = None
+        self._raw: terminal.RawMode | None = None
+        self._interrupts: list[float] = []
+        self._running = False
+
+    def __enter__(self) -> Session:
+        for name in FORWARDED[:4]:
+            signal.signal(getattr(signal, name), self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pump in self._pumps:
+            pump.close()
+        if self._door:
+            self._door.close()
+        for name in FORWARDED[:4]:
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+    def start(self, request: Callable[[str], object]) -> None:
+        """Park our stdio and make the request that names the ticket.
+
+        When the daemon dies after the payload has begun, the session goes on: the door knows.
+        """
+        self.client.connect()
+        self._door = Door(self.client.paths.door_socket)
+        rows, cols = terminal.size()
+        if self.direct:
+            self._park_direct(rows, cols)
+        else:
+            self._door.park(tty=self.tty, rows=rows, cols=cols)
+        try:
+            request(self._door.ticket)
+        except Unavailable:
+            if not self._door.waiting():
+                raise
+
+    def _park_direct(self, rows: int, cols: int) -> None:
+        """Our own descriptors, with pipes in the place of terminals of this host."""
+        assert self._door
+        handed: list[int] = []
+        close_after: list[int] = []
+
+        def nothing() -> int:
+            close_after.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+            return close_after[-1]
+
+        def piped_output(own: int) -> int:
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            self._pumps.append(_Pump(reader, own, sink_is_ours=True))
+            close_after.append(writer)
+            return writer
+
+        if not self.interactive or not _usable(0):
+            handed.append(nothing())
+        elif terminal.is_terminal(0):
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            self._pumps.append(_Pump(0, writer, sink_is_ours=False))
+            close_after.append(reader)
+            handed.append(reader)
+        else:
+            handed.append(0)
+        for own in (1, 2):
+            if not _usable(own):
+                handed.append(nothing())
+            elif not terminal.is_terminal(own):
+                handed.append(own)
+            elif own == 2 and terminal.is_terminal(1) and _same(1, 2):
+                handed.append(handed[1])  # one pipe for one terminal keeps the lines in order
+            else:
+                handed.append(piped_output(own))
+        try:
+            self._door.park(tty=False, rows=rows, cols=cols, stdio=handed)
+        finally:
+            for descriptor in close_after:
+                os.close(descriptor)
+
+    def finish(self) -> int:
+        """Copy until the payload has ended; return its exit code. Raises what prevented it."""
+        assert self._door
+        for name in FORWARDED[4:]:
+            signal.signal(getattr(signal, name), self._on_signal)
+        self._running = True
+        try:
+            return self._copy(self._door)
+        except _DetachKeysError:
+            output.note("detached; the instance runs on")
+            return 0
+        finally:
+            if self._raw:
+                self._raw.__exit__(None, None, None)
+            self._running = False
+
+    def _copy(self, door: Door) -> int:
+        while True:
+            poll = select.poll()
+            poll.register(door.fileno(), select.POLLIN)
+            readers, writers = {}, {}
+            for pump in self._pumps:
+                if pump.closed:
+                    continue
+                if pump.waiting:
+                    poll.register(pump.sink, select.POLLOUT)
+                    writers[pump.sink] = pump
+                elif not pump.ended:
+                    poll.register(pump.source, select.POLLIN)
+                    readers[pump.source] = pump
+                if not pump.sink_is_ours and not pump.waiting:
+                    poll.register(pump.sink, 0)  # POLLERR: the payload has closed its stdin
+                    writers[pump.sink] = pump
+            for descriptor, events in poll.poll():
+                if descriptor == door.fileno():
+                    code = self._on_message(door)
+                    if code is not None:
+                        return self._drain(code)
+                elif descriptor in readers:
+                    readers[descriptor].read()
+                elif descriptor in writers:
+                    pump = writers[descriptor]
+                    if pump.waiting:
+                        pump.write()
+                    elif events & select.POLLERR:
+                        pump.close()
+
+    def _on_message(self, door: Door) -> int | None:
+        """The exit code when this was the last message."""
+        message, descriptors = door.receive()
+        event = message.get("event")
+        if event == "started":
+            self._connect(descriptors)
+        elif event == "exit":
+            return int(message["exit_code"])
+        elif event == "error":
+            raise from_dict(message.get("error") or {})
+        return None
+
+    def _connect(self, descriptors: list[int]) -> None:
+        """The payload runs: join its streams to ours."""
+        if self.tty and descriptors:
+            theirs = descriptors[0]
+            # Two descriptors, so that the end of our input does not close its output.
+            if self.interactive:
+                self._pumps.append(
+                    _Pump(0, os.dup(theirs), sink_is_ours=False, detach=self.detachable)
+                )
+            self._pumps.append(_Pump(theirs, 1, sink_is_ours=True))
+            if self.interactive and terminal.is_terminal(0):
+                self._raw = terminal.RawMode(0)
+                self._raw.__enter__()
+            self._resize()
+            signal.signal(signal.SIGWINCH, self._on_signal)
+        elif len(descriptors) == 3:
+            stdin, stdout, stderr = descriptors
+            if self.interactive and _usable(0):
+                self._pumps.append(_Pump(0, stdin, sink_is_ours=False))
+            else:
+                os.close(stdin)
+            self._pumps.append(_Pump(stdout, 1, sink_is_ours=True))
+            self._pumps.append(_Pump(stderr, 2, sink_is_ours=True))
+
+    def _drain(self, code: int) -> int:
+        """What was written before the end may still lie in the pipes. A process that outlives the
+        payload and holds them must not hold us."""
+        while True:
+            poll = select.poll()
+            pumps = {
+                pump.source: pump for pump in self._pumps if pump.sink_is_ours and not pump.closed
+            }
+            for source in pumps:
+                poll.register(source, select.POLLIN)
+            ready = poll.poll(DRAIN_IDLE_S * 1000) if pumps else []
+            if not ready:
+                break
+            for source, _ in ready:
+                pumps[source].read()
+        lost = next((pump.lost for pump in self._pumps if pump.lost), "")
+        if lost:
+            output.warn(f"part of the output is lost: {lost}")
+            return code or TwofoldError.exit_code
+        return code
+
+    def _resize(self) -> None:
+        if self._door:
+            self._door.resize(*terminal.size())
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if not self._running or not self._door:
+            raise InterruptedStartError(number)
+        if number == signal.SIGWINCH:
+            self._resize()
+            return
+        if number == signal.SIGCONT and self._raw:
+            self._raw.enter_again()
+            self._resize()
+        if number == signal.SIGINT and self._is_impatient():
+            output.note("twofold: interrupted three times: killing")
+            self._door.signal("SIGKILL")
+            return
+        self._door.signal(signal.Signals(number).name)
+
+    def _is_impatient(self) -> bool:
+        now = time.monotonic()
+        self._interrupts = [at for at in self._interrupts if now - at < IMPATIENT_S] + [now]
+        return len(self._interrupts) >= 3
+
+
+def _usable(descriptor: int) -> bool:
+    """Whether this descriptor of ours is open and safe to hand on."""
+    try:
+        mode = os.fstat(descriptor).st_mode
+    except OSError:
+        return False
+    if stat.S_ISDIR(mode):
+        # A directory of the host would be a way out of the sandbox's root.
+        raise InvalidInput(
+            f"descriptor {descriptor} is a directory of this host and is not handed inside",
+            hint="-v DIR:/inside shows a directory to an instance",
+        )
+    return True
+
+
+def _same(first: int, second: int) -> bool:
+    return os.fstat(first).st_rdev == os.fstat(second).st_rdev
+
+
+def flush() -> None:
+    """Before the payload writes to the same descriptors: what we wrote comes first."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()

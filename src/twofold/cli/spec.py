@@ -1,0 +1,182 @@
+"""The options that ``run`` and ``create`` share, and the instance specification they make.
+
+Pure: from parsed words to the JSON of ``POST /v1/instances``. Defaults belong to the daemon, so
+what the user did not say is not in the result.
+"""
+
+from __future__ import annotations
+
+from twofold.cli import arguments
+from twofold.cli.arguments import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+
+def configure(parser: arguments.Parser) -> None:
+    """Add the image, the command and every option that describes an instance."""
+    add = parser.add_argument
+    add("image", metavar="IMAGE", help="an image's name: debian, debian:trixie, alpine …")
+    add(
+        "command",
+        metavar="COMMAND",
+        nargs="*",
+        default=[],
+        help="what runs, with its own options; default: as the image says",
+    )
+    add("--name", help="name of the instance; default: one is made up")
+    add("-i", "--interactive", action="store_true", help="keep standard input open")
+    add("-t", "--tty", action="store_true", help="give the command a terminal")
+    add("--rm", action="store_true", help="remove the instance when it has ended")
+    _add_walls(parser)
+    _add_process(parser)
+    _add_resources(parser)
+
+
+def _add_walls(parser: arguments.Parser) -> None:
+    group = parser.add_argument_group("walls")
+    group.add_argument("--vm", action="store_true", help="a virtual machine (--isolation vm)")
+    group.add_argument(
+        "--isolation", choices=("container", "vm"), help="which wall; default: container"
+    )
+    group.add_argument(
+        "--hardware",
+        choices=("virtio", "emulated"),
+        help="of a VM: fast para-virtual devices (default) or what an unmodified system expects",
+    )
+    group.add_argument(
+        "--system", action="store_true", help="boot the image's own init instead of a command"
+    )
+
+
+def _add_process(parser: arguments.Parser) -> None:
+    group = parser.add_argument_group("process")
+    group.add_argument(
+        "-e",
+        "--env",
+        action="append",
+        default=[],
+        metavar="K=V",
+        help="set a variable; K alone takes it from your environment; repeatable",
+    )
+    group.add_argument(
+        "--env-file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="read variables from a file, one per line; repeatable",
+    )
+    group.add_argument("-w", "--workdir", metavar="DIR", help="working directory inside")
+    group.add_argument("-u", "--user", metavar="USER[:GROUP]", help="user inside, name or number")
+    group.add_argument(
+        "--entrypoint",
+        metavar="PROGRAM",
+        help='program in place of the image\'s own; a JSON array for several words; "" for none',
+    )
+    group.add_argument("--hostname", metavar="NAME", help="host name inside")
+    group.add_argument(
+        "--restart",
+        metavar="POLICY",
+        help="no, always, unless-stopped, on-failure or on-failure:N",
+    )
+
+
+def _add_resources(parser: arguments.Parser) -> None:
+    group = parser.add_argument_group("resources")
+    group.add_argument(
+        "-v",
+        "--volume",
+        action="append",
+        default=[],
+        metavar="SRC:DST[:ro]",
+        help="show a host directory or file inside; repeatable",
+    )
+    group.add_argument(
+        "-p",
+        "--publish",
+        action="append",
+        default=[],
+        metavar="[IP:]HOST:GUEST[/udp]",
+        help="publish a port or an equally long range (8000-8010:80-90); repeatable",
+    )
+    group.add_argument(
+        "--network", choices=("default", "none"), help="default: own address behind NAT; none"
+    )
+    group.add_argument("--cpus", type=arguments.cpus, metavar="N", help="CPUs, such as 0.5 or 2")
+    group.add_argument(
+        "-m", "--memory", type=arguments.size, metavar="SIZE", help="memory: 512m, 2g, 1.5GiB"
+    )
+    group.add_argument(
+        "--pids",
+        "--pids-limit",
+        dest="pids",
+        type=arguments.count,
+        metavar="N",
+        help="most processes and threads",
+    )
+
+
+def build(args: argparse.Namespace) -> dict[str, Any]:
+    """The specification. Raises UsageError for options that contradict each other."""
+    isolation = _isolation(args)
+    if args.hardware and isolation != "vm":
+        raise UsageError(
+            f"--hardware {args.hardware} is of a virtual machine", hint="add --vm to the command"
+        )
+    if args.restart and args.rm and args.restart != "no":
+        raise UsageError("--rm and --restart contradict each other", hint="leave one of them out")
+    if args.restart and not _is_restart_policy(args.restart):
+        raise UsageError(
+            f"restart policy {args.restart!r} is not known",
+            hint="one of: no, always, unless-stopped, on-failure, on-failure:N",
+        )
+    said: dict[str, Any] = {
+        "image": args.image,
+        "name": args.name,
+        "isolation": isolation,
+        "hardware": args.hardware,
+        "system": args.system or None,
+        "command": args.command or None,
+        "entrypoint": None if args.entrypoint is None else arguments.entrypoint(args.entrypoint),
+        "env": arguments.environment(args.env, args.env_file) or None,
+        "workdir": args.workdir,
+        "user": args.user,
+        "volumes": [arguments.volume(text) for text in args.volume] or None,
+        "ports": [port for text in args.publish for port in arguments.ports(text)] or None,
+        "cpus": args.cpus,
+        "memory_bytes": args.memory,
+        "pids": args.pids,
+        "network": args.network,
+        "hostname": args.hostname,
+        "restart": args.restart,
+        "interactive": args.interactive or None,
+        "tty": args.tty or None,
+        "auto_remove": args.rm or None,
+    }
+    return {key: value for key, value in said.items() if value is not None}
+
+
+def _isolation(args: argparse.Namespace) -> str | None:
+    if args.vm and args.isolation == "container":
+        raise UsageError("--vm and --isolation container contradict each other")
+    return "vm" if args.vm else args.isolation
+
+
+def _is_restart_policy(text: str) -> bool:
+    name, colon, number = text.partition(":")
+    if colon:
+        return name == "on-failure" and number.isascii() and number.isdigit()
+    return name in ("no", "always", "unless-stopped", "on-failure")
+
+
+def terminal_environment(env: list[str], term: str) -> list[str]:
+    """``env`` with TERM for a command that gets a terminal.
+
+    Only names that any image knows are passed on; another terminal is called xterm-256color.
+    """
+    if any(pair.startswith("TERM=") for pair in env):
+        return env
+    known = ("xterm", "xterm-256color", "linux", "screen", "screen-256color", "vt100", "vt220")
+    return [*env, f"TERM={term if term in known else 'xterm-256color'}"]
