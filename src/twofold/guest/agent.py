@@ -8,6 +8,8 @@ One thread, one epoll loop, no descriptor of anybody else's: nothing here waits 
 while another has work. It never interprets the image's files except through guest.identity.
 """
 
+from __future__ import annotations
+
 import encodings.ascii  # noqa: F401  linux.capabilities opens with it after the initrd is out of sight
 import errno
 import json
@@ -17,8 +19,6 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any
 
 from twofold.errors import GuestFailed, InvalidInput, TwofoldError, Unavailable
 from twofold.guest import boot, configure, protocol
@@ -26,6 +26,11 @@ from twofold.guest.identity import DEFAULT_PATH, find_executable
 from twofold.guest.session import Session, execute
 from twofold.guest.transport import SerialPort, VirtioPort
 from twofold.linux.process import set_process_name
+
+TYPE_CHECKING = False  # typing itself takes 50 ms to import in a guest
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 _SESSION_LIMIT = 256
 _LATE_MODULES_AFTER_S = 1.0

@@ -5,11 +5,12 @@ files are replaced, never written through a symlink the image planted. A part th
 be lived without becomes a warning in the CONFIGURED reply; the network is not such a part.
 """
 
+from __future__ import annotations
+
 import fcntl
 import os
 import struct
 import time
-from typing import Any
 
 from twofold.guest.boot import MS_NODEV, MS_NOSUID, MS_RDONLY, write_text
 from twofold.linux.mount import mount
@@ -19,6 +20,10 @@ from twofold.linux.netconf import (
     interface_by_mac,
     rename_interface,
 )
+
+TYPE_CHECKING = False  # typing itself takes 50 ms to import in a guest
+if TYPE_CHECKING:
+    from typing import Any
 
 _RNDADDENTROPY = 0x40085203
 _LINK_DEADLINE_S = 15.0

@@ -4,6 +4,8 @@ A session ends in exactly one EXIT or ERROR frame, sent after the last byte it h
 Descriptors here are all the agent's own, so they may be non-blocking without anyone noticing.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import json
@@ -13,8 +15,6 @@ import signal
 import struct
 import termios
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Protocol
 
 from twofold.errors import CommandNotExecutable, CommandNotFound, RuntimeFailed, TwofoldError
 from twofold.guest import protocol
@@ -22,20 +22,25 @@ from twofold.guest.identity import DEFAULT_PATH, find_executable, look_up
 from twofold.linux import capabilities
 from twofold.linux.process import PR_SET_NO_NEW_PRIVS, prctl
 
+TYPE_CHECKING = False  # typing itself takes 50 ms to import in a guest
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Protocol
+
+    class Loop(Protocol):
+        """What a session needs of the agent."""
+
+        window: int
+
+        def send(self, frame: bytes) -> None: ...
+        def watch_read(self, fd: int, callback: Callable[[], None] | None) -> None: ...
+        def watch_write(self, fd: int, callback: Callable[[], None] | None) -> None: ...
+
+
 _PIPE_BYTES = 262144
 _F_SETPIPE_SZ = 1031
 _READ_BYTES = protocol.DATA_LIMIT_BYTES
 _PR_SET_KEEPCAPS = 8
-
-
-class Loop(Protocol):
-    """What a session needs of the agent."""
-
-    window: int
-
-    def send(self, frame: bytes) -> None: ...
-    def watch_read(self, fd: int, callback: Callable[[], None] | None) -> None: ...
-    def watch_write(self, fd: int, callback: Callable[[], None] | None) -> None: ...
 
 
 class Inlet:
