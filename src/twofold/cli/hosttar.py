@@ -15,7 +15,7 @@ import stat
 import tarfile
 
 from twofold.cli import output
-from twofold.errors import Corrupt, InvalidInput, NoSpace, TwofoldError
+from twofold.errors import Corrupt, InvalidInput, NoSpace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ class _Reader:
 
     def __init__(self, stream: PieceReader) -> None:
         # Any: the stubs know neither the streaming mode nor that members may be let go.
-        self._archive: Any = tarfile.open(
+        open_stream: Any = tarfile.open
+        self._archive: Any = open_stream(
             fileobj=stream, mode="r|", bufsize=BLOCK_BYTES, tarinfo=_Info
         )
 
@@ -120,6 +121,61 @@ class _Reader:
     def body(self, member: tarfile.TarInfo) -> IO[bytes]:
         body: IO[bytes] = self._archive.extractfile(member)
         return body
+
+
+def unpack(stream: PieceReader, directory: str, *, rename: str = "", keep_ids: bool = False) -> int:
+    """Unpack into ``directory``; returns how many entries were left out.
+
+    Every entry lies below one top name. It becomes ``rename`` when given; ``.`` puts what is below
+    it right into ``directory``. Owners stay ours unless ``keep_ids``. Raises Corrupt for a hostile
+    or broken stream; what was unpacked before stays.
+    """
+    top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    name = ""
+    try:
+        target = _Target(top, rename, keep_ids=keep_ids)
+        reader = _Reader(stream)
+        while (member := reader.next()) is not None:
+            name = member.name
+            target.take(reader, member)
+        target.finish()
+        stream.finish()
+        return target.left_out
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+        raise Corrupt(f"the instance sent a broken tar stream after {name!r}: {error}") from None
+    except OSError as error:
+        kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else InvalidInput
+        raise kind(f"writing {name!r} below {directory!r}: {error.strerror}") from None
+    finally:
+        os.close(top)
+
+
+def copy_first_file(stream: PieceReader, descriptor: int) -> None:
+    """Write the first entry, which must be a file, to ``descriptor`` (a pipe, a terminal …)."""
+    try:
+        reader = _Reader(stream)
+        member = reader.next()
+        if member is None or not member.isreg():
+            raise InvalidInput("what is to be copied is not a file", hint="copy into a directory")
+        _copy(reader.body(member), descriptor)
+        stream.finish()
+    except tarfile.TarError as error:
+        raise Corrupt(f"the instance sent a broken tar stream: {error}") from None
+
+
+def _parts(name: str) -> list[str]:
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts or "\0" in name:
+        raise Corrupt(f"the instance sent an entry that leads out of the target: {name!r}")
+    return parts
+
+
+def _placed(name: str, rename: str) -> list[str]:
+    """Where an entry goes, as path components below the target."""
+    parts = _parts(name)
+    if rename and parts:
+        parts = parts[1:] if rename == "." else [rename, *parts[1:]]
+    return parts
 
 
 class _Target:
