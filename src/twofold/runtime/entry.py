@@ -172,9 +172,8 @@ class Entry:
     ) -> None:
         """Run ``plan`` beside the payload. ``stdio`` is empty with a tty."""
         if self.sandbox.plan.vm is not None:
-            GuestSession(self._loop, plan_run_dir, session, started, ended).execute(
-                plan, stdio, rows=rows, cols=cols
-            )
+            guest = GuestSession(self._loop, self._connect(), session, started, ended)
+            guest.execute(plan, stdio, rows=rows, cols=cols)
             return
         pid, sync = join.execute(self.sandbox, self._host, plan, stdio, rows=rows, cols=cols)
         JoinedProcess(self._loop, session, pid, sync, started, ended)

@@ -104,11 +104,26 @@ def _overlay(plan: SandboxPlan, range_fd: int, scratch_dir: str) -> int:
             "workdir": plan.rootfs.work,
         }
         if plan.rootfs.volatile:
+            _forget_volatile(plan.rootfs.work)
             options["volatile"] = None
         return lm.new_filesystem("overlay", options, attributes=lm.ATTR_NODEV)
     finally:
         for name in attached:
             lm.umount(name)
+
+
+def _forget_volatile(work: str) -> None:
+    """Take back the mark by which overlayfs refuses a volatile upper directory a second time.
+
+    It guards against data that a crash lost; an upper directory of ours is volatile only when it
+    is thrown away at the end, so a restart in between wants it as it is.
+    """
+    mark = f"{work}/work/incompat/volatile"
+    try:
+        os.unlink(f"{mark}/dirty")
+        os.rmdir(mark)
+    except FileNotFoundError:
+        pass
 
 
 def _bind(mount: Mount, userns_fd: int) -> int:
