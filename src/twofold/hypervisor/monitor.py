@@ -1,0 +1,609 @@
+"""PID 1 of a virtual machine's sandbox: runs QEMU, speaks with the agent, is the payload's proxy.
+
+To the keeper it looks like a container's init: stdio, signals, an exit status. It runs jailed and
+without privileges, because the guest's words are parsed here. One loop owns the agent's port, the
+console, QEMU and the keeper's sockets; threads (monitor_stream) own what may block. Everything is
+imported before the fork: in the jail there is no library to import from.
+
+Exit status: the payload's own; 128+N when it died of signal N; 0 when a system guest powered off;
+125 when Twofold or the guest failed (the reason went to ``status``, or to stderr after the start).
+"""
+
+import os
+import select
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from twofold.errors import Conflict, GuestFailed, InvalidInput, TwofoldError, Unavailable, from_dict
+from twofold.guest import protocol
+from twofold.hypervisor.monitor_link import Link, LinkClosedError
+from twofold.hypervisor.monitor_qemu import BoundedLog, Qemu, pair
+from twofold.hypervisor.monitor_session import (
+    Client,
+    GuestProcess,
+    Watcher,
+    close_all,
+    guest_is_gone,
+)
+from twofold.hypervisor.monitor_stream import Intake, Outlet
+from twofold.linux import sockets
+
+_SESSION_LIMIT = 128
+_POWER_OFF_S = 10.0
+_BACKLOG_LIMIT = 4096
+_CONSOLE_BYTES = 65536
+_SIGRTMIN = 34
+_SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGPWR, _SIGRTMIN + 3, _SIGRTMIN + 4)
+_NOT_FORWARDED = {
+    signal.SIGKILL,
+    signal.SIGSTOP,
+    signal.SIGCHLD,
+    signal.SIGPIPE,
+    signal.SIGSEGV,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGABRT,
+    signal.SIGTRAP,
+    signal.SIGSYS,
+}
+
+
+def run(
+    vm: dict[str, Any],
+    *,
+    stdio: tuple[int, int, int],
+    fds: dict[str, int],
+    status: socket.socket,
+    control: socket.socket,
+) -> int:
+    """Run the machine that ``vm`` (the JSON of plan.Vm) describes until it ends.
+
+    ``fds`` by name: ``open_files``, ``tap``, ``qmp``, ``console`` (append, read and write). The
+    payload's ``stdio`` is copied. On ``status`` goes one ``{"ready": true, "facts", "warnings"}``
+    or ``{"error"}``; from it come ``{"op": "resize"}`` and ``{"op": "shutdown"}``.
+    """
+    monitor = Monitor(vm, stdio=stdio, status=status, control=control)
+    try:
+        monitor.start(fds)
+        return monitor.loop()
+    except TwofoldError as error:
+        monitor.give_up(error)
+        return error.exit_code
+
+
+class Monitor(Watcher):
+    """The loop and its state. The session PAYLOAD_SESSION is the payload."""
+
+    def __init__(
+        self,
+        vm: dict[str, Any],
+        *,
+        stdio: tuple[int, int, int],
+        status: socket.socket,
+        control: socket.socket,
+    ) -> None:
+        self._vm = vm
+        self._guest: dict[str, Any] = dict(vm.get("guest") or {})
+        self._system = self._guest.get("mode") == "system"
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._posted: deque[Callable[[], None]] = deque()
+        self._stdio = tuple(os.dup(fd) for fd in stdio)
+        self._status, self._control = status, control
+        self._clients: dict[int, Client] = {}
+        self._sessions: dict[int, GuestProcess] = {}
+        self._next_session = protocol.PAYLOAD_SESSION + 1
+        self._facts: dict[str, Any] = {}
+        self._warnings: list[str] = []
+        self._size: tuple[int, int] | None = None
+        self._ready = self._told = False
+        self._ready_deadline = 0.0
+        self._kill_deadline = 0.0
+        self._exit_code: int | None = None
+        self._payload: GuestProcess | None = None
+        self._link_failure = ""
+        self._mirror: Outlet | None = None
+        self._mirror_intake: Intake | None = None
+        self._qemu: Qemu | None = None
+        self._listening = True
+
+    # -- start ------------------------------------------------------------------------------
+
+    def start(self, fds: dict[str, int]) -> None:
+        """Start QEMU and watch everything. Raises Unavailable."""
+        self._console = BoundedLog(fds.get("console", -1))
+        self._errors = BoundedLog(-1)
+        agent, agent_theirs = pair()
+        self._serial, serial_theirs = pair()
+        stderr_read, stderr_write = os.pipe()
+        os.set_blocking(stderr_read, False)
+        self._watch_signals()
+        given = {**fds, "agent": agent_theirs.fileno(), "serial": serial_theirs.fileno()}
+        self._qemu = Qemu(list(self._vm["argv"]), given, stderr_fd=stderr_write)
+        agent_theirs.close()
+        serial_theirs.close()
+        os.close(stderr_write)
+        for name, fd in fds.items():
+            if name != "console":
+                os.close(fd)
+        self._link = Link(agent)
+        self._ready_deadline = time.monotonic() + float(self._vm.get("ready_timeout_s") or 120.0)
+        if self._system:
+            self._mirror_console()
+        self._watch(self._qemu.pidfd, self._qemu_ended)
+        self._watch(self._link.sock.fileno(), self._link_ready)
+        self._watch(self._link.wake_fd, self._woken)
+        self._watch(self._serial.fileno(), self._read_console)
+        self._watch(stderr_read, lambda: self._read_errors(stderr_read))
+        self._status.setblocking(False)
+        self._watch(self._status.fileno(), self._read_status)
+        self._control.setblocking(False)
+        self._watch(self._control.fileno(), self._accept)
+
+    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
+        self._handlers[fd] = handler
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def _unwatch(self, fd: int) -> None:
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def _watch_signals(self) -> None:
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)
+        for number in sorted(signal.valid_signals() - _NOT_FORWARDED):
+            try:
+                signal.signal(number, lambda number, frame: None)
+            except OSError:
+                pass  # the C library keeps two real-time signals for itself
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        self._watch(read, lambda: self._take_signals(read))
+
+    # -- loop -------------------------------------------------------------------------------
+
+    def loop(self) -> int:
+        """Until QEMU has ended and the payload's output is written."""
+        while not self._is_over():
+            self._listen_to_clients(self._link.backlog < _BACKLOG_LIMIT)
+            if not self._link_failure:
+                self._epoll.modify(self._link.sock.fileno(), self._link.events())
+            for fd, _ in self._epoll.poll(self._timeout()):
+                handler = self._handlers.get(fd)
+                if handler:
+                    handler()
+            self._check_deadlines(time.monotonic())
+        return self._exit_code if self._exit_code is not None else 125
+
+    def _is_over(self) -> bool:
+        assert self._qemu is not None
+        if self._qemu.status is None:
+            return False
+        drained = self._payload is None or self._payload.drained
+        return drained and (self._mirror is None or self._mirror.finished)
+
+    def _timeout(self) -> float:
+        deadlines = [self._kill_deadline] if self._kill_deadline else []
+        if not self._ready:
+            deadlines.append(self._ready_deadline)
+        deadlines += [item.open_deadline for item in self._sessions.values() if not item.opened]
+        return max(0.0, min(deadlines) - time.monotonic()) + 0.001 if deadlines else -1
+
+    def _check_deadlines(self, now: float) -> None:
+        assert self._qemu is not None
+        if not self._ready and not self._told and now > self._ready_deadline:
+            waited = float(self._vm.get("ready_timeout_s") or 120.0)
+            self._guest_failed(f"the guest did not become ready within {waited:g} s")
+        for session in list(self._sessions.values()):
+            session.check_deadline(now)
+        if self._kill_deadline and now > self._kill_deadline:
+            self._kill_deadline = 0.0
+            self._qemu.kill()
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Run ``action`` in the loop; callable from any thread."""
+        self._posted.append(action)
+        self._link.wake()
+
+    def _woken(self) -> None:
+        self._link.slept()
+        while self._posted:
+            self._posted.popleft()()
+        self._flush()
+
+    # -- the agent --------------------------------------------------------------------------
+
+    def _link_ready(self) -> None:
+        if self._link_failure:
+            return
+        try:
+            for kind, stream, body in self._link.receive():
+                self._handle(kind, stream, body)
+        except (protocol.ProtocolError, LinkClosedError) as error:
+            self._drop_link(str(error))
+            return
+        self._flush()
+
+    def _flush(self) -> None:
+        if not self._link_failure:
+            try:
+                self._link.flush()
+            except LinkClosedError as error:
+                self._drop_link(str(error))
+
+    def _drop_link(self, reason: str) -> None:
+        """The agent broke the protocol or its port closed. The machine itself runs on."""
+        self._link_failure = reason
+        self._unwatch(self._link.sock.fileno())
+        self._link.close()
+        assert self._qemu is not None
+        if select.select([self._qemu.pidfd], [], [], 0.2)[0]:
+            return  # QEMU has ended: that says more than a closed port
+        if not self._ready:
+            self._guest_failed(f"the agent in the guest is not one of ours: {reason}")
+            return
+        for session in list(self._sessions.values()):
+            session.fail(guest_is_gone(reason))
+
+    def _handle(self, kind: int, stream: int, body: bytes) -> None:
+        number, channel = divmod(stream, 4)
+        if number == 0:
+            self._handle_link(kind, body)
+            return
+        if not self._facts:
+            raise protocol.ProtocolError("a session before the hello")
+        session = self._sessions.get(number)
+        if session is not None:
+            session.handle(kind, channel, body)
+
+    def _handle_link(self, kind: int, body: bytes) -> None:
+        if kind == protocol.HELLO and not self._facts:
+            self._facts = self._link.greeted(body)
+            self._send_config()
+        elif kind == protocol.CREDIT and self._facts:
+            self._link.acknowledged(body)
+        elif kind == protocol.CONFIGURED:
+            self._warnings = [str(item)[:500] for item in protocol.decode_json(body)["warnings"]]
+        elif kind == protocol.ERROR:
+            error = from_dict(protocol.decode_json(body))
+            self._guest_failed(error.message[:2000])
+        elif kind != protocol.PONG:
+            raise protocol.ProtocolError(f"frame of type {kind} on the link")
+
+    def _send_config(self) -> None:
+        """Everything in one go: configuration and payload; the guest works it off in order."""
+        config = {name: item for name, item in self._guest.items() if name != "process"}
+        config.setdefault("time", time.time())
+        config.setdefault("entropy", os.urandom(32).hex())
+        process = dict(self._guest.get("process") or {})
+        request: dict[str, Any] = {
+            "kind": "init" if self._system else "payload",
+            "process": process,
+        }
+        rows, cols = self._size or (self._guest.get("rows"), self._guest.get("cols"))
+        request |= {"rows": rows, "cols": cols}
+        stdio = self._stdio
+        if self._system:
+            stdio = (-1, -1, -1)  # init speaks on the console
+        payload = GuestProcess(
+            self._link,
+            protocol.PAYLOAD_SESSION,
+            (stdio[0], stdio[1], stdio[2]),
+            watcher=self,
+            post=self.post,
+        )
+        payload.open_deadline = self._ready_deadline + 1
+        try:
+            self._link.send(protocol.encode_json(protocol.CONFIG, 0, config))
+            payload.open(request)
+        except ValueError as error:
+            raise InvalidInput(f"arguments and environment are too large: {error}") from error
+        self._payload = self._sessions[protocol.PAYLOAD_SESSION] = payload
+
+    # -- the payload (Watcher) --------------------------------------------------------------
+
+    def started(self, session: GuestProcess) -> None:
+        self._ready = True
+        self._tell({"ready": True, "facts": self._facts, "warnings": self._warnings})
+
+    def ended(self, session: GuestProcess, exit_code: int) -> None:
+        self._sessions.pop(session.number, None)
+        self._end(exit_code)
+
+    def failed(self, session: GuestProcess, error: TwofoldError) -> None:
+        self._sessions.pop(session.number, None)
+        if self._link_failure and self._ready:
+            return  # the payload may well live on; only QEMU's end is its end now
+        self._tell({"error": error.to_dict()})
+        self._end(error.exit_code)
+
+    def _end(self, exit_code: int) -> None:
+        """The payload is over: stop the machine, gently where its disk is kept."""
+        assert self._qemu is not None
+        if self._exit_code is None:
+            self._exit_code = exit_code
+        if self._vm.get("discard") or self._link_failure or not self._ready:
+            self._qemu.kill()
+        else:
+            self._power_off(force=True)
+
+    def _power_off(self, *, force: bool) -> None:
+        body = {"force": force}
+        self._link.send(protocol.encode_json(protocol.SHUTDOWN, 0, body))
+        if force:
+            self._kill_deadline = time.monotonic() + _POWER_OFF_S
+
+    def _guest_failed(self, sentence: str) -> None:
+        """Before the guest was ready: say it with the end of the console, and end."""
+        lines = self._console.last_lines()
+        hint = "see all of it with: twofold logs --console NAME"
+        if lines:
+            sentence += f"; its console ends with: {lines[-1]}"
+        details = {"console": lines, "qemu": self._errors.last_lines()}
+        self._tell({"error": GuestFailed(sentence, hint=hint, details=details).to_dict()})
+        if self._exit_code is None:
+            self._exit_code = GuestFailed.exit_code
+        if self._qemu is not None:
+            self._qemu.kill()
+
+    def give_up(self, error: TwofoldError) -> None:
+        """Something failed before or outside the loop."""
+        self._tell({"error": error.to_dict()})
+        if self._qemu is not None:
+            self._qemu.kill()
+            self._qemu.reap()
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        """The keeper hears one word about the start; a later failure goes to stderr."""
+        if self._told:
+            if "error" in message:
+                try:
+                    os.write(2, f"twofold: {message['error']['message']}\n".encode())
+                except OSError:
+                    pass
+            return
+        self._told = True
+        try:
+            sockets.send(self._status, message)
+        except OSError:
+            pass  # the keeper has died; the payload does not mind
+
+    def _qemu_ended(self) -> None:
+        assert self._qemu is not None
+        self._unwatch(self._qemu.pidfd)
+        status = self._qemu.reap()
+        self._kill_deadline = 0.0
+        self._read_console()
+        if self._exit_code is None and not self._ready:
+            last = self._errors.last_lines(1)
+            what = f"qemu ended before the guest was ready ({self._qemu.describe_end()})"
+            self._guest_failed(what + (f": {last[0]}" if last else ""))
+        if self._exit_code is None:
+            code = os.waitstatus_to_exitcode(status)
+            self._exit_code = code if code >= 0 else 128 - code
+            if not self._system and code == 0:
+                self._exit_code = 137  # the guest died under its payload, as in a power cut
+        for session in list(self._sessions.values()):
+            session.fail(guest_is_gone("the virtual machine has ended"))
+        if self._mirror_intake:
+            self._mirror_intake.stop()
+        if self._mirror:
+            self._mirror.finish()
+
+    # -- console ----------------------------------------------------------------------------
+
+    def _mirror_console(self) -> None:
+        """A system guest's console is also the payload's stdio."""
+        self._mirror = Outlet(
+            self._stdio[1],
+            window=4 * _CONSOLE_BYTES,
+            wrote=lambda count: None,
+            gone=lambda: None,
+            done=self._link.wake,
+        )
+
+        def emit(data: bytes) -> None:
+            if data:
+                try:
+                    self._serial.sendall(data)
+                except OSError:
+                    pass
+
+        self._mirror_intake = Intake(self._stdio[0], emit, credit=1 << 24)
+        self._mirror_intake.start()
+
+    def _read_console(self) -> None:
+        try:
+            data = self._serial.recv(_CONSOLE_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._unwatch(self._serial.fileno())
+            return
+        self._console.append(data)
+        if self._mirror:
+            self._mirror.put(data)  # refused when nobody reads: the guest is not made to wait
+        if self._mirror_intake:
+            self._mirror_intake.grant(len(data))
+
+    def _read_errors(self, fd: int) -> None:
+        try:
+            data = os.read(fd, 4096)
+        except BlockingIOError:
+            return
+        if data:
+            self._errors.append(data)
+        else:
+            self._unwatch(fd)
+
+    # -- signals and the keeper -------------------------------------------------------------
+
+    def _take_signals(self, fd: int) -> None:
+        try:
+            numbers = os.read(fd, 512)
+        except BlockingIOError:
+            return
+        for number in numbers:
+            if number != signal.SIGCHLD:
+                self._forward(number)
+
+    def _forward(self, number: int) -> None:
+        assert self._qemu is not None
+        if not self._ready or self._link_failure or self._exit_code is not None:
+            # Nobody there to tell. A fatal signal ends the machine, as it ends a process.
+            if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+                self._told = self._told or self._status.fileno() < 0
+                if self._exit_code is None:
+                    self._exit_code = 128 + number
+                self._qemu.kill()
+            return
+        if self._system:
+            if number in _SHUTDOWN_SIGNALS:
+                self._power_off(force=False)
+        elif self._payload:
+            self._payload.signal(number)
+
+    def _read_status(self) -> None:
+        message = self._receive(self._status)
+        if message is None:
+            return
+        request, fds = message
+        close_all(fds)
+        if request is None:
+            self._unwatch(self._status.fileno())
+        else:
+            self._steer(self._payload, request)
+
+    def _receive(self, sock: socket.socket) -> tuple[dict[str, Any] | None, list[int]] | None:
+        """None: nothing there. (None, []): the peer is gone or speaks nonsense."""
+        try:
+            return sockets.receive(sock)
+        except BlockingIOError:
+            return None
+        except (OSError, ValueError):
+            return None, []
+
+    def _steer(self, session: GuestProcess | None, request: dict[str, Any]) -> None:
+        """``signal``, ``resize`` or ``shutdown``; nonsense from the keeper is ignored."""
+        op = request.get("op")
+        try:
+            if op == "resize":
+                rows, cols = int(request["rows"]), int(request["cols"])
+                if session is None:
+                    self._size = (rows, cols)
+                else:
+                    session.resize(rows, cols)
+            elif op == "signal" and session is not None:
+                session.signal(signal_number(request["signal"]))
+            elif op == "signal":
+                self._forward(signal_number(request["signal"]))
+            elif op == "shutdown" and self._ready:
+                self._power_off(force=not self._system)
+        except (KeyError, TypeError, ValueError):
+            pass
+
+    # -- clients ----------------------------------------------------------------------------
+
+    def _listen_to_clients(self, wanted: bool) -> None:
+        if wanted == self._listening:
+            return
+        self._listening = wanted
+        mask = select.EPOLLIN if wanted else 0
+        for client in self._clients.values():
+            self._epoll.modify(client.sock.fileno(), mask)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._control.accept()
+        except OSError:
+            return
+        client = Client(sock, self._forget)
+        self._clients[sock.fileno()] = client
+        self._watch(sock.fileno(), lambda: self._client_ready(client))
+
+    def _forget(self, client: Client) -> None:
+        fd = client.sock.fileno()
+        if self._clients.pop(fd, None):
+            self._unwatch(fd)
+            client.sock.close()
+        for number, session in list(self._sessions.items()):
+            if session is not self._payload and session.finished:
+                del self._sessions[number]
+
+    def _client_ready(self, client: Client) -> None:
+        received = self._receive(client.sock)
+        if received is None:
+            return
+        request, fds = received
+        if request is None:
+            close_all(fds)
+            if client.session:
+                client.session.hang_up()
+                client.session = None
+            self._forget(client)
+            return
+        try:
+            if request.get("op") in ("exec", "archive"):
+                if client.session is not None:
+                    raise Conflict("this connection has a session already")
+                self._open_session(client, request, fds)
+                return
+        except TwofoldError as error:
+            close_all(fds)
+            client.refuse(error)
+            return
+        close_all(fds)
+        self._steer(client.session or self._payload, request)
+
+    def _open_session(self, client: Client, request: dict[str, Any], fds: list[int]) -> None:
+        if self._link_failure or not self._ready or self._exit_code is not None:
+            reason = self._link_failure or "it is starting or stopping"
+            raise Unavailable(f"the guest takes no commands: {reason}", hint="twofold list")
+        if len(self._sessions) >= _SESSION_LIMIT:
+            raise Unavailable(f"{_SESSION_LIMIT} sessions run in this guest already")
+        stdio = _arrange(request, fds)
+        opening: dict[str, Any] = {"kind": request["op"]}
+        for key in ("process", "direction", "path", "rows", "cols"):
+            if key in request:
+                opening[key] = request[key]
+        number, self._next_session = self._next_session, self._next_session + 1
+        session = GuestProcess(self._link, number, stdio, watcher=client, post=self.post)
+        self._sessions[number] = client.session = session
+        try:
+            session.open(opening)
+        except ValueError as error:
+            session.fail(InvalidInput(f"arguments and environment are too large: {error}"))
+
+
+def _arrange(request: dict[str, Any], fds: list[int]) -> tuple[int, int, int]:
+    """Which descriptor serves which channel. Raises InvalidInput; takes over what it returns."""
+    if request["op"] == "archive" and len(fds) == 1:
+        return (fds[0], -1, -1) if request.get("direction") == "in" else (-1, fds[0], -1)
+    if request["op"] == "exec" and request.get("tty") and len(fds) == 1:
+        return (fds[0], os.dup(fds[0]), -1)
+    if request["op"] == "exec" and not request.get("tty") and len(fds) == 3:
+        return (fds[0], fds[1], fds[2])
+    raise InvalidInput(f"{request['op']} came with {len(fds)} descriptors")
+
+
+def signal_number(word: object) -> int:
+    """``SIGINT``, ``INT``, ``SIGRTMIN+3`` or a number. Raises ValueError."""
+    if isinstance(word, int) and not isinstance(word, bool):
+        number = word
+    else:
+        name = str(word).upper().removeprefix("SIG")
+        base, _, offset = name.partition("+")
+        if base == "RTMIN":
+            number = _SIGRTMIN + int(offset or 0)
+        else:
+            number = int(signal.Signals[f"SIG{name}"]) if not name.isdigit() else int(name)
+    if not 0 < number < 65:
+        raise ValueError(f"signal {word!r}")
+    return number

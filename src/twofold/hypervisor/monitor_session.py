@@ -1,0 +1,233 @@
+"""A session as the host sees it: one process in the guest, its streams, and who waits for it."""
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from twofold.errors import GuestFailed, TimedOut, TwofoldError, from_dict
+from twofold.guest import protocol
+from twofold.hypervisor.monitor_link import Link
+from twofold.hypervisor.monitor_stream import Intake, Outlet
+from twofold.linux import sockets
+
+_OPEN_TIMEOUT_S = 60.0
+
+Post = Callable[[Callable[[], None]], None]
+
+
+class Watcher:
+    """Who is told what becomes of a session. Each method is called in the monitor's loop."""
+
+    def started(self, session: "GuestProcess") -> None:
+        raise NotImplementedError
+
+    def ended(self, session: "GuestProcess", exit_code: int) -> None:
+        raise NotImplementedError
+
+    def failed(self, session: "GuestProcess", error: TwofoldError) -> None:
+        raise NotImplementedError
+
+
+class GuestProcess:
+    """``stdio`` are descriptors it takes over: (in, out, err), each -1 for none.
+
+    The watcher hears ``started`` at most once, then ``ended`` or ``failed`` exactly once, after
+    all output has been written.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        number: int,
+        stdio: tuple[int, int, int],
+        *,
+        watcher: Watcher,
+        post: Post,
+    ) -> None:
+        self.number, self.opened = number, False
+        self.open_deadline = time.monotonic() + _OPEN_TIMEOUT_S
+        self._link, self._watcher, self._post = link, watcher, post
+        self._result: tuple[int, TwofoldError | None] | None = None
+        self._reported = False
+        self._control = protocol.stream_of(number, 0)
+        self._intake: Intake | None = None
+        if stdio[0] >= 0:
+            self._intake = Intake(stdio[0], self._emit, credit=link.window)
+        self._outlets = {
+            channel: self._make_outlet(channel, stdio[channel])
+            for channel in (protocol.STDOUT, protocol.STDERR)
+        }
+
+    def _make_outlet(self, channel: int, fd: int) -> Outlet:
+        stream = protocol.stream_of(self.number, channel)
+        threshold = self._link.window // 4
+        unacknowledged = 0
+
+        def wrote(count: int) -> None:
+            nonlocal unacknowledged
+            unacknowledged += count
+            if unacknowledged >= threshold:
+                self._link.send(protocol.encode_credit(stream, unacknowledged))
+                unacknowledged = 0
+
+        def gone() -> None:
+            self._link.send(protocol.encode(protocol.CLOSE, stream))
+
+        return Outlet(
+            fd,
+            window=self._link.window,
+            wrote=wrote,
+            gone=gone,
+            done=lambda: self._post(self._maybe_report),
+        )
+
+    def _emit(self, data: bytes) -> None:
+        kind = protocol.DATA if data else protocol.EOF
+        self._link.send(protocol.encode(kind, self._control, data))
+
+    def open(self, request: dict[str, Any]) -> None:
+        """Ask the agent for it. Raises ValueError when the request is too large for a frame."""
+        self._link.send(protocol.encode_json(protocol.OPEN, self._control, request))
+
+    def handle(self, kind: int, channel: int, body: bytes) -> None:
+        """A frame of this session. Raises ProtocolError."""
+        if kind == protocol.DATA:
+            outlet = self._outlets.get(channel)
+            if outlet is None or not self.opened or not outlet.put(body):
+                raise protocol.ProtocolError(f"unasked data on channel {channel}")
+        elif kind == protocol.EOF:
+            if channel in self._outlets:
+                self._outlets[channel].finish()
+        elif kind == protocol.CREDIT:
+            if self._intake and channel == protocol.STDIN:
+                self._intake.grant(protocol.decode_credit(body))
+        elif kind == protocol.OPENED:
+            self._on_opened()
+        elif kind == protocol.EXIT:
+            self._on_exit(protocol.decode_json(body))
+        elif kind == protocol.ERROR:
+            self.fail(from_dict(_bounded(protocol.decode_json(body))))
+        else:
+            raise protocol.ProtocolError(f"frame of type {kind} for a session")
+
+    def _on_opened(self) -> None:
+        if self.opened:
+            raise protocol.ProtocolError("a session opened twice")
+        self.opened = True
+        if self._intake:
+            self._intake.start()
+        else:
+            self._link.send(protocol.encode(protocol.EOF, self._control))
+        self._watcher.started(self)
+
+    def _on_exit(self, message: dict[str, Any]) -> None:
+        code = message.get("exit_code")
+        if not self.opened or not isinstance(code, int) or not 0 <= code <= 255:
+            raise protocol.ProtocolError(f"impossible exit {message!r}")
+        self._finish((code, None))
+
+    def fail(self, error: TwofoldError) -> None:
+        self._finish((125, error))
+
+    def check_deadline(self, now: float) -> None:
+        if not self.opened and now > self.open_deadline and self._result is None:
+            self.signal(9)
+            self.fail(TimedOut(f"the guest did not start the process in {_OPEN_TIMEOUT_S:.0f} s"))
+
+    def _finish(self, result: tuple[int, TwofoldError | None]) -> None:
+        if self._result is None:
+            self._result = result
+            if self._intake:
+                self._intake.stop()
+            for outlet in self._outlets.values():
+                outlet.finish()
+            self._maybe_report()
+
+    def _maybe_report(self) -> None:
+        if self._result is None or self._reported or not self.drained:
+            return
+        self._reported = True
+        code, error = self._result
+        if error is None:
+            self._watcher.ended(self, code)
+        else:
+            self._watcher.failed(self, error)
+
+    @property
+    def finished(self) -> bool:
+        """The watcher has had its last word."""
+        return self._reported
+
+    @property
+    def drained(self) -> bool:
+        return all(outlet.finished for outlet in self._outlets.values())
+
+    def signal(self, number: int) -> None:
+        body = {"signal": number}
+        self._link.send(protocol.encode_json(protocol.SIGNAL, self._control, body))
+
+    def resize(self, rows: int, cols: int) -> None:
+        if 0 < rows < 65536 and 0 < cols < 65536:
+            body = {"rows": rows, "cols": cols}
+            self._link.send(protocol.encode_json(protocol.RESIZE, self._control, body))
+
+    def hang_up(self) -> None:
+        """The client is gone; the process gets what closing a terminal or pipes would give it."""
+        self._link.send(protocol.encode(protocol.CLOSE, self._control))
+        if self._intake:
+            self._intake.stop()
+        for outlet in self._outlets.values():
+            outlet.abandon()
+
+
+def _bounded(error: dict[str, Any]) -> dict[str, Any]:
+    """An error that a guest wrote: its words are shown to people, so they are cut and cleaned."""
+    result = dict(error)
+    for key in ("message", "hint"):
+        text = str(result.get(key, ""))[:2000]
+        result[key] = "".join(letter if letter.isprintable() else " " for letter in text)
+    result["details"] = {}
+    return result
+
+
+class Client(Watcher):
+    """A connection of the keeper's: one session, or words about the payload."""
+
+    def __init__(self, sock: socket.socket, gone: Callable[["Client"], None]) -> None:
+        sock.setblocking(False)
+        sockets.enlarge(sock)
+        self.sock, self._gone = sock, gone
+        self.session: GuestProcess | None = None
+
+    def started(self, session: GuestProcess) -> None:
+        self._tell({"event": "started"})
+
+    def ended(self, session: GuestProcess, exit_code: int) -> None:
+        self.session = None
+        self._tell({"event": "exit", "exit_code": exit_code})
+        self._gone(self)
+
+    def failed(self, session: GuestProcess, error: TwofoldError) -> None:
+        self.refuse(error)
+
+    def refuse(self, error: TwofoldError) -> None:
+        self.session = None
+        self._tell({"event": "error", "error": error.to_dict()})
+        self._gone(self)
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        try:
+            sockets.send(self.sock, message)
+        except OSError:
+            pass  # gone or stalled: its end of the connection says so
+
+
+def close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def guest_is_gone(reason: str) -> TwofoldError:
+    return GuestFailed(f"the guest does not answer: {reason}", hint="restart the instance")
