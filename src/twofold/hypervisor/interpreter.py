@@ -37,7 +37,7 @@ load(["encodings.ascii", "encodings.latin_1", "encodings.utf_8"])
 import os  # frozen, but os.pyc on disk is how the interpreter recognises its library
 rows = []
 for name, module in sorted(sys.modules.items()):
-    path, spec = getattr(module, "__file__", None), module.__spec__
+    path, spec = getattr(module, "__file__", None), getattr(module, "__spec__", None)
     frozen = spec is not None and spec.origin == "frozen" and name != "os"
     if path and not frozen and spec is not None and name == spec.name:
         rows.append((name, path, hasattr(module, "__path__")))

@@ -66,7 +66,7 @@ def load(folder: str) -> Kernel | None:
     try:
         with open(f"{folder}/kernel.json") as stream:
             facts = json.load(stream)
-        if set(facts["modules"]) < set(modules.wanted_everywhere()):
+        if not set(modules.wanted_everywhere()) <= set(facts["modules"]):
             return None
         return _kernel(folder, facts["release"])
     except (OSError, ValueError, KeyError, TypeError):

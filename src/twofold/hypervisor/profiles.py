@@ -94,9 +94,10 @@ class _Emulated(Profile):
         ]
 
     def disks(self) -> list[str]:
-        # The ICH9's own AHCI controller; port order is name order (sda, sdb).
+        # On the ICH9's own AHCI controller, like a live CD beside a disk: ATA has no read-only
+        # disks, and the image must stay out of the guest's reach.
         return [
-            *("-device", "ide-hd,drive=root,bus=ide.0,serial=twofold-root"),
+            *("-device", "ide-cd,drive=root,bus=ide.0,serial=twofold-root"),
             *("-device", "ide-hd,drive=data,bus=ide.1,serial=twofold-data"),
         ]
 
@@ -125,8 +126,8 @@ _PROFILES: dict[str, Profile] = {
     "emulated": _Emulated(
         name="emulated",
         machine="q35",
-        root_device="sda",
-        data_device="sdb",
+        root_device="sr0",
+        data_device="sda",
         transport="ttyS1",
         has_shares=False,
     ),
