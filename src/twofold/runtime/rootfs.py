@@ -227,7 +227,7 @@ def _refuse_links(root_fd: int, path: str) -> None:
             openat2.openat2(
                 root_fd,
                 path.lstrip("/"),
-                os.O_PATH | os.O_NOFOLLOW,
+                os.O_PATH,
                 resolve=openat2.RESOLVE_IN_ROOT | openat2.RESOLVE_NO_SYMLINKS,
             )
         )
