@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
-from twofold.errors import Unavailable
+from twofold.errors import TwofoldError, Unavailable
 
 TICK_S = 0.25
 _GRACE_S = 5.0
@@ -36,6 +36,7 @@ class Child:
         env: dict[str, str] | None = None,
         hint: str = "",
     ) -> None:
+        self._name = argv[0]
         self._line = line
         self._tick = tick
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -96,6 +97,17 @@ class Child:
             pass
         self._hear()
         return self._process.wait()
+
+    def failed(self) -> bool:
+        """Whether the program ended (or is about to) with something else than success."""
+        if not select.select([self._pidfd], [], [], _GRACE_S)[0]:
+            return False
+        return self.wait() != 0
+
+    def require_success(self) -> None:
+        """Wait for the end. Raises when it was none to be glad of: its output is then no good."""
+        if status := self.wait():
+            raise TwofoldError(f"{self._name} ended with status {status}")
 
     def _ready(self, wanted: int) -> list[int]:
         watched = [wanted, self._stderr] if self._stderr_open else [wanted]

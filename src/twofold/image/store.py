@@ -197,11 +197,12 @@ class ImageStore:
         diff_id: str = "",
         blob: Descriptor | None = None,
         total_bytes: int | None = None,
+        finish: Callable[[], None] = lambda: None,
     ) -> Unpacked:
         """Unpack a layer into the store, within ``working()``.
 
         With ``diff_id`` or ``blob`` the digests (and the blob's size) must match: raises Corrupt,
-        and nothing is kept.
+        and nothing is kept. ``finish`` is called when all is unpacked and may still raise.
         """
         if diff_id and blob is not None and (known := self._known_layer(diff_id)) is not None:
             reader = HashingReader(source)
@@ -228,6 +229,7 @@ class ImageStore:
                 _check_blob(blob, found.blob_digest, found.blob_size_bytes)
             if diff_id:
                 require_digest(found.diff_id, diff_id, "a layer")
+            finish()
             progress(1.0, "writing the layer to disk")
             self._adopt_layer(place, found)
         return found

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from twofold.errors import NoSpace, TwofoldError
+from twofold.linux.openat2 import RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, openat2
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
@@ -74,7 +75,8 @@ def remove_tree(path: str) -> None:
     """Remove a directory of any depth and shape, following nothing.
 
     Subdirectories are moved up to the top before they are emptied: no recursion, no path that
-    grows too long, two descriptors at most. Nothing happens when it is not there.
+    grows too long, two descriptors at most. Nothing happens when it is not there. Stops with
+    OSError at a mount, whose content is not of this tree: not even a bind mount is entered.
     """
     try:
         top = os.open(path, _DIRECTORY)
@@ -86,7 +88,7 @@ def remove_tree(path: str) -> None:
         pending: list[str] = _empty(top)
         while pending:
             name = pending.pop()
-            fd = os.open(name, _DIRECTORY, dir_fd=top)
+            fd = openat2(top, name, _DIRECTORY, resolve=RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS)
             try:
                 for child in _empty(fd):
                     count += 1

@@ -166,7 +166,7 @@ class _Import:
             command=["/bin/sh"],
         )
         layers = [_layer(found.diff_id, found.stream_size_bytes)]
-        return self._add(config_blob, _manifest_for(config_blob, layers), "tarball", "")
+        return self._add(config_blob, describe_layers(config_blob, layers), "tarball", "")
 
     def docker(self, archive: Archive) -> Image:
         what = "manifest.json of the archive"
@@ -198,7 +198,7 @@ class _Import:
             )
             layers.append(_layer(diff_id, found.stream_size_bytes))
         tag = tags[chosen][0] if tags[chosen] else ""
-        return self._add(config_blob, _manifest_for(config_blob, layers), "docker archive", tag)
+        return self._add(config_blob, describe_layers(config_blob, layers), "docker archive", tag)
 
     def oci(self, archive: Archive) -> Image:
         if not archive.has("oci-layout"):
@@ -305,7 +305,8 @@ def _layer(diff_id: str, size_bytes: int) -> Descriptor:
     return Descriptor(digest=diff_id, size_bytes=size_bytes, media_type=OCI_LAYER)
 
 
-def _manifest_for(config_blob: bytes, layers: list[Descriptor]) -> bytes:
+def describe_layers(config_blob: bytes, layers: list[Descriptor]) -> bytes:
+    """The manifest of an image that comes without one."""
     settings = HashingReader(_Bytes(config_blob))
     settings.drain()
     descriptor = Descriptor(
