@@ -11,7 +11,13 @@ MAX_FUNCTION_LINES = 80
 # Unfinished work belongs on the issues. In pieces, so that this file does not find itself.
 UNFINISHED = ("TO" + "DO", "FIX" + "ME", "XX" + "X:")
 # Places of somebody's own machine that mean nothing to a reader.
-PRIVATE_PLACES = ("/work" + "/", "/opt/" + "pypi", "/opt/" + "wheels", "/root/" + ".pyenv")
+PRIVATE_PLACES = (
+    "/work" + "/main",
+    "/work" + "/shared",
+    "/opt/" + "pypi",
+    "/opt/" + "wheels",
+    "/root/" + ".pyenv",
+)
 
 
 def tracked_text() -> dict[str, str]:
