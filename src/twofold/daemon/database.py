@@ -28,7 +28,7 @@ Statement = tuple[str, Sequence[Any]]
 COLUMNS = (
     *("id", "name", "spec", "image_digest", "id_base", "address", "mac", "state", "intent"),
     *("exit_code", "error", "created_at", "started_at", "finished_at", "pid", "oom_killed"),
-    *("restart_count", "ready_seconds", "warnings", "facts"),
+    *("restart_count", "ready_seconds", "warnings", "facts", "network"),
 )
 MAX_BATCH = 256
 

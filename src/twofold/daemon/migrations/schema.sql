@@ -24,5 +24,6 @@ CREATE TABLE instances (
     restart_count INTEGER NOT NULL DEFAULT 0,
     ready_seconds REAL,
     warnings      TEXT NOT NULL DEFAULT '[]',
-    facts         TEXT NOT NULL DEFAULT '{}'
+    facts         TEXT NOT NULL DEFAULT '{}',
+    network       TEXT
 ) STRICT;

@@ -1,0 +1,71 @@
+"""What a request may weigh, and from where it may come. Pure ASGI: no copy, no buffering.
+
+A body is at most 1 MiB, except an archive that is streamed. A browser is refused: the socket is
+local, and a page that reaches it through a proxy has no business here.
+"""
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from twofold.api.replies import error_reply
+from twofold.errors import Forbidden, InvalidInput
+
+BODY_LIMIT_BYTES = 1 << 20
+HEADER_LIMIT_BYTES = 32 << 10
+_HOSTS = (b"", b"localhost", b"twofold", b"127.0.0.1")
+
+
+class TooLargeError(Exception):
+    pass
+
+
+class Limits:
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await error_reply(refusal)(scope, receive, send)
+            return
+        if _is_stream(scope):
+            await self._app(scope, receive, send)
+            return
+        taken = 0
+
+        async def bounded() -> Message:
+            nonlocal taken
+            message = await receive()
+            if message["type"] == "http.request":
+                taken += len(message.get("body", b""))
+                if taken > BODY_LIMIT_BYTES:
+                    raise _too_large()
+            return message
+
+        await self._app(scope, bounded, send)
+
+    def _refusal(self, scope: Scope) -> Forbidden | InvalidInput | None:
+        for name, value in scope["headers"]:
+            if name == b"origin":
+                return Forbidden(
+                    "requests from web pages are refused", hint="use the CLI or the SDK"
+                )
+            if name == b"host" and value.partition(b":")[0].lower() not in _HOSTS:
+                return Forbidden(
+                    f"host {value[:80].decode('latin-1')!r} is not served here",
+                    hint="Host: localhost",
+                )
+            if name == b"content-length" and not _is_stream(scope):
+                if not value.isdigit() or int(value[:20]) > BODY_LIMIT_BYTES:
+                    return _too_large()
+        return None
+
+
+def _is_stream(scope: Scope) -> bool:
+    return bool(scope["method"] == "PUT" and scope["path"].endswith("/archive"))
+
+
+def _too_large() -> InvalidInput:
+    return InvalidInput(f"the body is larger than {BODY_LIMIT_BYTES >> 20} MiB", hint="send less")

@@ -1,0 +1,84 @@
+"""Images: list, show, build, import, remove. A name may hold ``:`` and ``/``."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from twofold.api.replies import operation_reply, reply
+from twofold.api.services import services
+from twofold.model.image import Image
+from twofold.model.instance import Line, Strict
+from twofold.operations import Operation
+
+router = APIRouter(tags=["images"])
+
+
+class BuildRequest(Strict):
+    name: Line = Field(examples=["debian"])
+    suite: Line | None = Field(default=None, examples=["bookworm"])
+    include: list[Annotated[Line, Field(max_length=128)]] = Field(
+        default_factory=list, max_length=1024, examples=[["apache2"]]
+    )
+    variant: Line | None = Field(default=None, examples=["minbase"])
+    force: bool = False
+
+
+class ImportRequest(Strict):
+    path: Line = Field(examples=["/tmp/alpine-minirootfs.tar.gz"])
+    name: Line | None = Field(default=None, examples=["alpine"])
+
+
+@router.get("/images", response_model=list[Image], summary="All images")
+async def list_images(request: Request) -> Response:
+    images = await services(request).images.select()
+    return reply([image.model_dump(mode="json") for image in images])
+
+
+@router.post("/images/build", response_model=Image, status_code=201, summary="Build a Debian image")
+async def build_image(request: Request, body: BuildRequest) -> Response:
+    house = services(request)
+
+    async def work(operation: Operation) -> Any:
+        image = await house.images.build(
+            operation,
+            name=body.name,
+            suite=body.suite,
+            include=body.include,
+            variant=body.variant,
+            force=body.force,
+        )
+        return image.model_dump(mode="json")
+
+    operation = house.operations.start("image.build", work)
+    return await operation_reply(request, operation, status=201)
+
+
+@router.post(
+    "/images/import",
+    response_model=Image,
+    status_code=201,
+    summary="Import an archive that lies on the daemon's host",
+)
+async def import_image(request: Request, body: ImportRequest) -> Response:
+    house = services(request)
+
+    async def work(operation: Operation) -> Any:
+        image = await house.images.import_file(operation, path=body.path, name=body.name)
+        return image.model_dump(mode="json")
+
+    operation = house.operations.start("image.import", work)
+    return await operation_reply(request, operation, status=201)
+
+
+@router.get("/images/{name:path}", response_model=Image, summary="One image")
+async def show_image(request: Request, name: str) -> Response:
+    return reply(services(request).images.find(name).model_dump(mode="json"))
+
+
+@router.delete("/images/{name:path}", status_code=204, summary="Remove an image")
+async def remove_image(request: Request, name: str, force: bool = False) -> Response:
+    await services(request).images.remove(name, force=force)
+    return Response(status_code=204)

@@ -1,0 +1,167 @@
+"""Images as operations: found, built, imported and removed, for instances and for the API.
+
+The store works in threads and knows nothing of instances; this says which images are in use, and
+turns a cancelled operation into a cancelled thread. Lookups are remembered until the store's index
+changes, because every start needs one.
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from twofold.errors import NotFound
+from twofold.image import names
+from twofold.image.progress import Progress
+from twofold.image.sources import bootstrap, file
+from twofold.image.store import ImageStore
+from twofold.instance.place import ImageRoot
+from twofold.model.image import Image
+from twofold.operations import Operation, StepHandle
+
+T = TypeVar("T")
+
+
+class _CancelledInThreadError(Exception):
+    """Raised by a progress call in the working thread, to make the work stop and unwind."""
+
+
+class ImageDesk:
+    """``users`` tells which instances use which digest, at the moment of asking."""
+
+    def __init__(
+        self, store: ImageStore, directory: str, users: Callable[[], Mapping[str, list[str]]]
+    ) -> None:
+        self._store = store
+        self._directory = directory
+        self._users = users
+        self._index = os.path.join(directory, "index.json")
+        self._seen: tuple[int, int] = (0, 0)
+        self._found: dict[str, Image] = {}
+        self._roots: dict[str, ImageRoot] = {}
+        self._building: dict[str, asyncio.Lock] = {}
+
+    # -- questions ----------------------------------------------------------------------------
+
+    def find(self, name: str) -> Image:
+        """By name, digest or unique prefix of the digest. Raises NotFound, Conflict."""
+        self._forget_when_changed()
+        image = self._found.get(name)
+        if image is None:
+            image = self._store.resolve(name)
+            self._found[name] = image
+        return image
+
+    async def select(self) -> list[Image]:
+        return await asyncio.to_thread(self._store.list)
+
+    def _forget_when_changed(self) -> None:
+        try:
+            status = os.stat(self._index)
+            seen = (status.st_mtime_ns, status.st_ino)
+        except OSError:
+            seen = (0, 0)
+        if seen != self._seen:
+            self._seen = seen
+            self._found.clear()
+            self._roots.clear()
+
+    # -- for instances ------------------------------------------------------------------------
+
+    async def ensure(self, name: str, operation: Operation) -> Image:
+        """As ``find``; a built-in image that is not there yet is built now."""
+        try:
+            return self.find(name)
+        except NotFound:
+            if not _is_builtin(name):
+                raise
+        wanted = names.normalise(name)
+        lock = self._building.setdefault(wanted, asyncio.Lock())
+        async with lock:
+            try:
+                return self.find(name)  # somebody else built it while this call waited
+            except NotFound:
+                return await self.build(operation, name=wanted)
+
+    async def root(self, digest: str, operation: Operation) -> ImageRoot:
+        self._forget_when_changed()
+        found = self._roots.get(digest)
+        if found is None:
+            image = self.find(digest)
+            layers = tuple(self._store.layer_dirs(image))
+            found = ImageRoot(digest=digest, config=image.config, layers=layers)
+            self._roots[digest] = found
+        return found
+
+    async def disk(self, digest: str, operation: Operation) -> str:
+        path = os.path.join(self._directory, "erofs", f"{digest.partition(':')[2]}.erofs")
+        if await asyncio.to_thread(os.path.exists, path):
+            return path
+        image = self.find(digest)
+        async with operation.step(f"Merging {image.names[0] if image.names else digest}") as step:
+            return await self._in_thread(step, lambda tell: self._store.erofs(image, tell))
+
+    # -- operations ---------------------------------------------------------------------------
+
+    async def build(
+        self,
+        operation: Operation,
+        *,
+        name: str,
+        suite: str | None = None,
+        include: Sequence[str] = (),
+        variant: str | None = None,
+        force: bool = False,
+    ) -> Image:
+        """A Debian image from the distribution's own signed archive."""
+        async with operation.step(f"Building the image {name}") as step:
+            return await self._in_thread(
+                step,
+                lambda tell: bootstrap.build(
+                    self._store,
+                    name=name,
+                    suite=suite,
+                    include=tuple(include),
+                    variant=variant,
+                    progress=tell,
+                    force=force,
+                ),
+            )
+
+    async def import_file(self, operation: Operation, *, path: str, name: str | None) -> Image:
+        """An OCI layout, docker archive or root file system tarball on this host."""
+        async with operation.step(f"Importing {os.path.basename(path.rstrip('/'))}") as step:
+            return await self._in_thread(
+                step, lambda tell: file.import_file(self._store, path, name, tell)
+            )
+
+    async def remove(self, name: str, *, force: bool) -> list[str]:
+        return await asyncio.to_thread(
+            self._store.remove, name, in_use=dict(self._users()), force=force
+        )
+
+    async def _in_thread(self, step: StepHandle, work: Callable[[Progress], T]) -> T:
+        """Run store work in a thread; a cancel reaches it through its next progress call, and is
+        waited for, so that nothing of it goes on unseen."""
+        cancelled = threading.Event()
+
+        def tell(fraction: float | None, message: str) -> None:
+            if cancelled.is_set():
+                raise _CancelledInThreadError
+            step.progress(fraction, message)
+
+        task = asyncio.ensure_future(asyncio.to_thread(work, tell))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled.set()
+            await asyncio.gather(task, return_exceptions=True)
+            raise
+
+
+def _is_builtin(name: str) -> bool:
+    try:
+        return names.is_builtin(name)
+    except Exception:
+        return False

@@ -1,0 +1,379 @@
+"""Start, stop, kill, pause and the end of an instance, as lists of steps with an undo stack.
+
+Whatever was acquired before a failing (or cancelled) step is given back, in reverse order. One
+lock per instance orders the verbs; ``kill`` and a forced removal go around it, because they must
+reach an instance that is busy starting or stopping.
+
+An exit is recorded on the disk before the keeper is told to forget it, so a daemon that dies in
+between learns of it again.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from contextlib import AsyncExitStack
+from typing import Any
+
+from twofold.errors import NotFound, RuntimeFailed, TwofoldError
+from twofold.instance import restart_policy, states
+from twofold.instance.collaborators import Collaborators
+from twofold.instance.place import Place, hostname_of
+from twofold.instance.process import main_process, signal_name
+from twofold.instance.record import Record, now
+from twofold.instance.walls import Planned, Wall, remove_tree
+from twofold.model.image import ImageConfig
+from twofold.model.instance import State
+from twofold.operations import Operation, StepHandle
+
+KILL_TIMEOUT_S = 15.0
+MAX_STOP_TIMEOUT_S = 3600.0
+
+log = logging.getLogger("twofold.instance")
+
+
+class Lifecycle:
+    """The verbs on one record. ``walls`` by isolation word."""
+
+    def __init__(self, rooms: Collaborators, walls: dict[str, Wall]) -> None:
+        self._rooms = rooms
+        self._walls = walls
+        self._keeper = rooms.keeper
+        self._records = rooms.records
+        self._networks = rooms.networks
+
+    def wall(self, record: Record) -> Wall:
+        return self._walls[record.spec.isolation.value]
+
+    # -- start --------------------------------------------------------------------------------
+
+    async def start(self, record: Record, operation: Operation, *, ticket: str = "") -> None:
+        """Bring it to running, or leave it as it was and raise why not."""
+        begun = time.monotonic()
+        async with record.lock:
+            self._refuse_removed(record)
+            states.check("start", record.state, record.name)
+            self._forget_restart(record)
+            before = record.state
+            record.cancel_start = operation.cancel
+            record.exit_event = None
+            # Not awaited: the next write of this row is queued behind it.
+            self._records.save(
+                record, state=states.move(before, State.STARTING, record.name), intent="running"
+            )
+            try:
+                async with AsyncExitStack() as undo:
+                    undo.callback(
+                        self._records.save, record, state=before, intent="stopped", pid=None
+                    )
+                    reply, planned = await self._start_steps(record, operation, undo, ticket)
+                    undo.pop_all()
+            except TwofoldError as error:
+                record.error = error.message
+                raise
+            finally:
+                record.cancel_start = None
+            warnings = [*planned.warnings, *reply.get("warnings", ())]
+            for warning in warnings:
+                operation.warn(warning)
+            self._records.save(
+                record,
+                state=State.RUNNING,
+                started_at=now(),
+                finished_at=None,
+                exit_code=None,
+                oom_killed=False,
+                error=None,
+                ready_seconds=round(time.monotonic() - begun, 4),
+                warnings=warnings,
+                facts={**planned.facts, **(reply.get("facts") or {})},
+            )
+
+    async def _start_steps(
+        self, record: Record, operation: Operation, undo: AsyncExitStack, ticket: str
+    ) -> tuple[dict[str, Any], Planned]:
+        image = await self._rooms.images.root(record.image_digest, operation)
+        await self._renew_address(record)
+        place = await self._place(record, ticket)
+        planned = await self.wall(record).plan(record, image, place, operation)
+        record.main = main_process(
+            record.spec, image.config, hostname_of(record.name, record.spec.hostname)
+        )
+        title = f"Booting {record.name}" if record.is_vm else f"Starting {record.name}"
+        async with operation.step(title) as step:
+            kind = "vm" if record.is_vm else "container"
+            undo.push_async_callback(self.discard_sandbox, record)
+            created = await self._keeper.call("create", plan=planned.plan.to_dict())
+            record.change(pid=created["pid"])
+            if place.network:
+                undo.push_async_callback(self._networks.unplug, record.id)
+                await self._networks.plug(record.id, kind, created["pid"], place.network)
+                if record.spec.ports:
+                    await self._networks.publish(
+                        record.id, place.network.address, record.spec.ports
+                    )
+            if record.is_vm:
+                _say_booting(step, planned)
+            reply = await self._keeper.call("start", id=record.id)
+        reply["warnings"] = [*created.get("warnings", ()), *reply.get("warnings", ())]
+        return reply, planned
+
+    async def _renew_address(self, record: Record) -> None:
+        """The host's networks may have changed since the address was given out."""
+        if record.network is None or self._networks.is_current(record.network):
+            return
+        network = await asyncio.to_thread(self._networks.allocate, self._records.addresses())
+        await self._records.save(record, network=network, address=network.address, mac=network.mac)
+
+    async def _place(self, record: Record, ticket: str) -> Place:
+        paths = self._rooms.paths
+        resolver = await self._networks.resolver() if record.network else None
+        return Place(
+            directory=paths.instance_dir(record.id),
+            run_dir=paths.instance_run(record.id),
+            cgroup=f"{paths.cgroup}/{record.id}",
+            network=record.network,
+            resolv_conf=resolver.content if resolver else "",
+            ticket=ticket,
+        )
+
+    async def discard_sandbox(self, record: Record, *, ended: bool = False) -> None:
+        """Undo of create, at any stage: dead, waited for, forgotten by the keeper."""
+        try:
+            if not ended:
+                await self._keeper.call("kill", id=record.id)
+                await self._await_exit(record, KILL_TIMEOUT_S)
+        except NotFound:
+            return
+        await self._keeper.call("release", id=record.id)
+        await self._clear_run_dir(record)
+
+    async def _await_exit(self, record: Record, timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await record.until(lambda: record.exit_event is not None)
+        except TimeoutError:
+            return False
+        return True
+
+    # -- the end ------------------------------------------------------------------------------
+
+    async def ended(self, record: Record) -> None:
+        """The keeper said that it ended: record it, clean up, restart or remove it."""
+        async with record.lock:
+            if record.removed or not record.active or record.exit_event is None:
+                return
+            await self._conclude(record)
+
+    async def _conclude(self, record: Record) -> None:
+        """With the lock held and ``exit_event`` there."""
+        event = record.exit_event or {}
+        lived_s = restart_policy.seconds_between(record.started_at, event.get("at"))
+        try:
+            await self._networks.unplug(record.id)
+        except TwofoldError as error:
+            # It ended all the same; the next restore of the network removes what is left.
+            log.warning("%s could not be unplugged: %s", record.name, error.message)
+        remove = record.spec.auto_remove or record.intent == "removed"
+        saved = self._records.save(
+            record,
+            state=State.STOPPED,
+            pid=None,
+            exit_code=event.get("exit_code"),
+            oom_killed=bool(event.get("oom_killed")),
+            finished_at=event.get("at") or now(),
+            error=_reason(event),
+        )
+        if not remove:
+            await saved
+        await self._keeper.call("release", id=record.id)
+        await self._clear_run_dir(record)
+        if remove:
+            await self.erase(record)
+        else:
+            self._plan_restart(record, lived_s)
+
+    async def _clear_run_dir(self, record: Record) -> None:
+        run_dir = self._run_dir(record)
+        if os.path.isdir(run_dir):
+            await remove_tree(run_dir)
+
+    def _plan_restart(self, record: Record, lived_s: float) -> None:
+        if record.intent != "running":
+            return
+        delay_s = restart_policy.delay(
+            record.spec.restart,
+            exit_code=record.exit_code,
+            restart_count=record.restart_count,
+            lived_s=lived_s,
+        )
+        if delay_s is None:
+            return
+        record.restart_timer = self._rooms.scope.spawn(
+            self._restart_later(record, delay_s), name=f"restart {record.name}"
+        )
+
+    async def _restart_later(self, record: Record, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        record.restart_timer = None
+        self._records.save(record, restart_count=record.restart_count + 1)
+        operation = Operation("instance.start")
+        try:
+            await self.start(record, operation)
+        except TwofoldError as error:
+            # Once, here: nobody awaits a restart. `show` tells it, too.
+            log.warning("restart of %s failed: %s", record.name, error.message)
+            await self._records.save(record, error=error.message, intent="stopped")
+
+    def restart_now(self, record: Record) -> None:
+        """Start again in the background what ran before the host went down."""
+        record.restart_timer = self._rooms.scope.spawn(
+            self._restart_later(record, 0.0), name=f"restart {record.name}"
+        )
+
+    def _forget_restart(self, record: Record) -> None:
+        timer, record.restart_timer = record.restart_timer, None
+        if timer is not None and timer is not asyncio.current_task():
+            timer.cancel()
+
+    # -- verbs --------------------------------------------------------------------------------
+
+    async def stop(self, record: Record, operation: Operation, *, timeout_s: float = 10.0) -> None:
+        """The payload's own stop signal; after ``timeout_s`` the kernel's."""
+        timeout_s = min(max(0.0, timeout_s), MAX_STOP_TIMEOUT_S)
+        async with record.lock:
+            self._refuse_removed(record)
+            if record.restart_timer is not None:
+                self._forget_restart(record)
+                await self._records.save(record, intent="stopped")
+                return
+            states.check("stop", record.state, record.name)
+            if record.state is State.PAUSED:
+                await self.wall(record).resume(record, self._run_dir(record))
+            async with operation.step(f"Stopping {record.name}"):
+                self._records.save(record, state=State.STOPPING, intent="stopped")
+                if not await self._ask_to_stop(record, timeout_s):
+                    await self._kill_and_wait(record)
+                await self._conclude(record)
+
+    async def _ask_to_stop(self, record: Record, timeout_s: float) -> bool:
+        if timeout_s <= 0 or record.exit_event is not None:
+            return record.exit_event is not None
+        signal = record.main.stop_signal if record.main else "SIGTERM"
+        try:
+            await self._keeper.call("signal", id=record.id, signal=signal)
+        except TwofoldError as error:
+            if record.exit_event is None:
+                log.warning("%s did not take %s: %s", record.name, signal, error.message)
+        return await self._await_exit(record, timeout_s)
+
+    async def _kill_and_wait(self, record: Record) -> None:
+        try:
+            await self._keeper.call("kill", id=record.id)
+        except NotFound:
+            record.signal_exit({"exit_code": None, "at": now()})
+        if not await self._await_exit(record, KILL_TIMEOUT_S):
+            raise RuntimeFailed(
+                f"{record.name!r} did not end within {KILL_TIMEOUT_S:.0f} s of SIGKILL: "
+                "a process of it is stuck in the kernel",
+                hint=f"look for state D: ps -o pid,stat,wchan,cmd --ppid {record.pid}",
+            )
+
+    async def kill(self, record: Record, signal: str) -> None:
+        """A signal to the payload, at once; SIGKILL ends the whole sandbox."""
+        name = signal_name(signal)
+        self._refuse_removed(record)
+        states.check("kill", record.state, record.name)
+        if name not in ("SIGKILL", "9"):
+            await self._keeper.call("signal", id=record.id, signal=name)
+            return
+        self._forget_restart(record)
+        self._records.save(record, intent="removed" if record.intent == "removed" else "stopped")
+        await self._kill_and_wait(record)
+        await self.ended(record)
+
+    async def pause(self, record: Record) -> None:
+        async with record.lock:
+            self._refuse_removed(record)
+            states.check("pause", record.state, record.name)
+            await self.wall(record).pause(record, self._run_dir(record))
+            await self._records.save(
+                record, state=states.move(record.state, State.PAUSED, record.name)
+            )
+
+    async def resume(self, record: Record) -> None:
+        async with record.lock:
+            self._refuse_removed(record)
+            states.check("resume", record.state, record.name)
+            await self.wall(record).resume(record, self._run_dir(record))
+            await self._records.save(
+                record, state=states.move(record.state, State.RUNNING, record.name)
+            )
+
+    async def remove(self, record: Record, operation: Operation, *, force: bool) -> None:
+        """Everything of it goes; with ``force`` even while it starts or runs."""
+        if force and not record.removed:
+            self._forget_restart(record)
+            if record.cancel_start is not None:
+                record.cancel_start()
+            elif record.active:
+                self._records.save(record, intent="removed")
+                await self._kill_and_wait(record)
+        async with record.lock:
+            if record.removed:
+                return
+            if force and record.active:
+                self._records.save(record, intent="removed")
+                await self._kill_and_wait(record)
+                await self._conclude(record)
+                return
+            states.check("remove", record.state, record.name)
+            self._forget_restart(record)
+            async with operation.step(f"Removing {record.name}"):
+                await self.erase(record)
+
+    async def erase(self, record: Record) -> None:
+        """Files first out of sight, then the row, then the bytes: a daemon that dies in between
+        finds either the whole instance or a directory that says it is to be removed."""
+        paths = self._rooms.paths
+        directory = paths.instance_dir(record.id)
+        doomed = f"{paths.instances}/.removing-{record.id}"
+        try:
+            os.rename(directory, doomed)
+        except FileNotFoundError:
+            pass
+        await self._records.delete(record)
+        await remove_tree(doomed)
+
+    # -- small things -------------------------------------------------------------------------
+
+    def _run_dir(self, record: Record) -> str:
+        return self._rooms.paths.instance_run(record.id)
+
+    def _refuse_removed(self, record: Record) -> None:
+        if record.removed:
+            raise NotFound(f"no instance {record.name!r}: it was removed", hint="twofold list")
+
+
+def _say_booting(step: StepHandle, planned: Planned) -> None:
+    step.progress(None, f"kernel {planned.facts.get('kernel', '')}".strip())
+
+
+def _reason(event: dict[str, Any]) -> str | None:
+    """Why it is not running, where the exit code alone does not say it."""
+    if event.get("error"):
+        return str(event["error"])
+    if event.get("oom_killed"):
+        return "the kernel ended it: it needed more memory than its limit (--memory)"
+    return None
+
+
+def adopt(record: Record, config: ImageConfig | None) -> None:
+    """Know again what runs inside an instance that was started by an earlier daemon."""
+    hostname = hostname_of(record.name, record.spec.hostname)
+    try:
+        record.main = main_process(record.spec, config or ImageConfig(), hostname)
+    except TwofoldError:
+        # The image is gone and with it the command; exec needs only the walls around it.
+        fallback = record.spec.model_copy(update={"command": ["/bin/sh"]})
+        record.main = main_process(fallback, ImageConfig(), hostname)

@@ -1,0 +1,111 @@
+"""What every virtual machine of this host shares: kernel bundle, QEMU's jail, the accelerator.
+
+Made when the first VM needs it, as steps of that operation, and remembered. The accelerator is
+what the probe measured, never what a device node promises.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from qemu.qmp import QMPClient, QMPError
+
+from twofold.errors import Unavailable
+from twofold.hypervisor import jail, kernel
+from twofold.instance.collaborators import MachineParts
+from twofold.model.paths import Paths
+from twofold.operations import Operation
+from twofold.storage import disk
+
+T = TypeVar("T")
+
+QMP_TIMEOUT_S = 10.0
+DATA_DISK_BYTES = 16 << 30  # sparse: what a guest never writes costs nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accelerator:
+    """``tcg`` or ``kvm``, and why."""
+
+    name: str
+    reason: str
+
+
+def choose_accelerator() -> Accelerator:
+    return Accelerator(name="tcg", reason="hardware virtualisation was not probed")
+
+
+class MachineShop:
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self._one_at_a_time = asyncio.Lock()
+        self._accelerator: Accelerator | None = None
+
+    async def parts(self, operation: Operation) -> MachineParts:
+        """Quick when all is there: three looks at the disk. Raises Unsupported without QEMU."""
+        async with self._one_at_a_time:
+            jail_dir = await self._made(operation, "Preparing QEMU", self._jail)
+            bundle = await self._made(operation, "Preparing the guest kernel", self._kernel)
+            if self._accelerator is None:
+                async with operation.step("Probing for hardware virtualisation"):
+                    self._accelerator = await asyncio.to_thread(choose_accelerator)
+                if self._accelerator.name != "kvm":
+                    operation.warn(
+                        f"virtual machines run emulated: {self._accelerator.reason}",
+                        "twofold doctor",
+                    )
+        return MachineParts(
+            jail=jail_dir,
+            boot=bundle.directory,
+            disk="",
+            accelerator=self._accelerator.name,
+            accelerator_reason=self._accelerator.reason,
+            kernel=bundle.release,
+        )
+
+    def _jail(self, tell: Callable[[str], None]) -> str:
+        return jail.ensure(self._paths.cache, tell)
+
+    def _kernel(self, tell: Callable[[str], None]) -> kernel.KernelBundle:
+        return kernel.ensure(self._paths.kernels, tell)
+
+    async def _made(
+        self, operation: Operation, title: str, make: Callable[[Callable[[str], None]], T]
+    ) -> T:
+        """Run ``make`` in a thread; it becomes a step only once it says that there is work."""
+        loop = asyncio.get_running_loop()
+        said: asyncio.Queue[str | None] = asyncio.Queue()
+
+        def tell(message: str) -> None:
+            loop.call_soon_threadsafe(said.put_nowait, message)
+
+        task = asyncio.ensure_future(asyncio.to_thread(make, tell))
+        task.add_done_callback(lambda _: said.put_nowait(None))
+        message = await said.get()
+        if message is not None:
+            async with operation.step(title) as step:
+                while message is not None:
+                    step.progress(None, message)
+                    message = await said.get()
+        return await task
+
+    async def make_data_disk(self, path: str) -> None:
+        await asyncio.to_thread(disk.data_disk, path, DATA_DISK_BYTES, self._paths.cache)
+
+    async def qmp(self, run_dir: str, commands: Sequence[str]) -> None:
+        """Raises Unavailable when QEMU does not answer in time."""
+        client = QMPClient("twofold")
+        try:
+            async with asyncio.timeout(QMP_TIMEOUT_S):
+                await client.connect(f"{run_dir}/qmp.sock")
+                try:
+                    for command in commands:
+                        await client.execute(command)
+                finally:
+                    await client.disconnect()
+        except (QMPError, OSError, TimeoutError) as error:
+            raise Unavailable(
+                f"QEMU did not take {', '.join(commands)}: {error or 'no answer'}",
+                hint="twofold logs --console NAME",
+            ) from error

@@ -1,0 +1,219 @@
+"""All instances of one daemon: create, find, run, remove, and what the keeper says of them.
+
+The API calls this and nothing below it. Creating is: a name, an id range and an address are taken
+and written to the disk as one row, then the directory is made. A daemon that dies in between
+leaves a row without a directory, which the next one removes.
+"""
+
+import asyncio
+import errno
+import json
+import logging
+import os
+import secrets
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from typing import Any
+
+from twofold.errors import Conflict, NoSpace, TwofoldError
+from twofold.instance import names
+from twofold.instance.collaborators import Collaborators
+from twofold.instance.lifecycle import Lifecycle
+from twofold.instance.process import arguments, environment, working_dir
+from twofold.instance.record import Record
+from twofold.instance.sessions import Sessions
+from twofold.instance.walls import ContainerWall, VmWall, Wall, make_directory, remove_tree
+from twofold.model.image import Image
+from twofold.model.instance import InstanceSpec, State
+from twofold.operations import Operation
+from twofold.runtime import plan
+
+log = logging.getLogger("twofold.instance")
+
+
+class InstanceManager:
+    def __init__(self, rooms: Collaborators) -> None:
+        walls: dict[str, Wall] = {
+            "container": ContainerWall(rooms.keeper),
+            "vm": VmWall(rooms.images, rooms.machines),
+        }
+        self.rooms = rooms
+        self.records = rooms.records
+        self.walls = walls
+        self.lifecycle = Lifecycle(rooms, walls)
+        self.sessions = Sessions(rooms)
+        self._allocating = asyncio.Lock()
+
+    def find(self, reference: str) -> Record:
+        return self.records.find(reference)
+
+    def select(self, *, everything: bool = True) -> list[Record]:
+        """Oldest first; without ``everything`` only those that have a sandbox now."""
+        return [record for record in self.records if everything or record.active]
+
+    def users_of_images(self) -> dict[str, list[str]]:
+        """Names of the instances made from each image (by digest), running or not."""
+        users: dict[str, list[str]] = {}
+        for record in self.records:
+            users.setdefault(record.image_digest, []).append(record.name)
+        return users
+
+    # -- create and run -----------------------------------------------------------------------
+
+    async def create(self, spec: InstanceSpec, operation: Operation) -> Record:
+        """A new instance, not started. Nothing is left of it when this fails."""
+        wall = self.walls[spec.isolation.value]
+        wall.check(spec)
+        self._check_ports(spec)
+        await self._free_name(spec.name)
+        image = await self.rooms.images.ensure(spec.image, operation)
+        _check_process(spec, image)
+        async with AsyncExitStack() as undo:
+            record = await self._allocate(spec, image)
+            undo.push_async_callback(self._undo_allocation, record)
+            directory = self.rooms.paths.instance_dir(record.id)
+            undo.push_async_callback(remove_tree, directory)
+            try:
+                await make_directory(record, wall, directory)
+                write_facts(record, directory)
+            except OSError as error:
+                raise _no_room(error, directory) from error
+            undo.pop_all()
+        return record
+
+    async def run(self, spec: InstanceSpec, operation: Operation, *, ticket: str = "") -> Record:
+        """Create and start as one: when the start fails the instance is gone again."""
+        record = await self.create(spec, operation)
+        try:
+            await self.lifecycle.start(record, operation, ticket=ticket)
+        except BaseException:
+            if not record.removed and not record.active:
+                await self.lifecycle.erase(record)
+            raise
+        return record
+
+    async def restart(self, record: Record, operation: Operation, *, timeout_s: float) -> None:
+        if record.active:
+            auto_remove = record.spec.auto_remove
+            if auto_remove:
+                raise Conflict(
+                    f"{record.name!r} is removed when it stops (--rm): it cannot be restarted",
+                    hint="run it without --rm",
+                )
+            await self.lifecycle.stop(record, operation, timeout_s=timeout_s)
+        await self.lifecycle.start(record, operation)
+
+    async def _allocate(self, spec: InstanceSpec, image: Image) -> Record:
+        """Name, ids and address: taken together, written as one row."""
+        network: plan.Network | None = None
+        async with self._allocating:
+            if spec.network != "none":
+                # In a thread: it may have to look at the host's routes, and waits for the kernel.
+                network = await asyncio.to_thread(
+                    self.rooms.networks.allocate, self.records.addresses()
+                )
+            record = Record(
+                id=self._new_id(),
+                name=spec.name or names.generate(self.records.names()),
+                spec=spec,
+                image_digest=image.digest,
+                id_base=self.rooms.ranges.allocate(self.records.id_bases()),
+                address=network.address if network else None,
+                mac=network.mac if network else None,
+                network=network,
+            )
+            self.records.add(record)
+        await self.records.store_new(record)
+        return record
+
+    async def _undo_allocation(self, record: Record) -> None:
+        await self.records.delete(record)
+
+    def _new_id(self) -> str:
+        while True:
+            instance_id = secrets.token_hex(8)
+            # A name that looks like an id must not hide the id of another instance.
+            if self.records.get(instance_id) is None and not self.records.by_name(instance_id):
+                return instance_id
+
+    async def _free_name(self, name: str | None) -> None:
+        """Wait for one of that name that is just going away; refuse one that stays."""
+        if name is None:
+            return
+        holder = self.records.by_name(name)
+        if holder is None:
+            return
+        going = holder.exit_event is not None and holder.spec.auto_remove
+        if going or holder.intent == "removed":
+            async with asyncio.timeout(30):
+                await holder.until(lambda: holder.removed)
+            return
+        raise Conflict(
+            f"the name {name!r} is taken", hint=f"choose another --name, or: twofold rm {name}"
+        )
+
+    def _check_ports(self, spec: InstanceSpec) -> None:
+        if spec.ports and spec.network == "none":
+            raise Conflict(
+                f"port {spec.ports[0].host_port} cannot be published without a network",
+                hint="leave --network none out",
+            )
+
+    # -- what the keeper says -----------------------------------------------------------------
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """One event of the keeper: wake who waits, and record the end of an instance."""
+        kind = event.get("event")
+        if kind == "session_exit":
+            self.sessions.on_exit(event)
+        elif kind == "exit":
+            record = self.records.get(str(event.get("id")))
+            if record is not None:
+                record.signal_exit(event)
+                self.rooms.scope.spawn(self.lifecycle.ended(record), name=f"end of {record.name}")
+
+    async def wait(self, record: Record, condition: str = "stopped") -> int | None:
+        """Until it is stopped (or removed); its exit code."""
+        if condition == "removed":
+            await record.until(lambda: record.removed)
+        else:
+            await record.until(
+                lambda: record.removed or (not record.active and record.state is not State.CREATED)
+            )
+        event = record.exit_event or {}
+        return record.exit_code if record.exit_code is not None else event.get("exit_code")
+
+
+def write_facts(record: Record, directory: str) -> None:
+    """Beside the instance, what its row says: a lost database can be rebuilt from this."""
+    facts = {
+        "format": 1,
+        "id": record.id,
+        "name": record.name,
+        "spec": record.spec.model_dump(mode="json"),
+        "image_digest": record.image_digest,
+        "id_base": record.id_base,
+        "network": asdict(record.network) if record.network else None,
+        "created_at": record.created_at,
+    }
+    temporary = f"{directory}/spec.json.new"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        json.dump(facts, file)
+    os.rename(temporary, f"{directory}/spec.json")
+
+
+def _check_process(spec: InstanceSpec, image: Image) -> None:
+    """What can be seen to be wrong with the command is said before anything is made."""
+    arguments(spec, image.config)
+    environment(image.config.env, spec.env)
+    working_dir(spec, image.config)
+
+
+def _no_room(error: OSError, directory: str) -> TwofoldError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(
+            f"no space for the instance in {os.path.dirname(directory)}",
+            hint=f"df {os.path.dirname(directory)}; twofold list --all; twofold rm NAME",
+        )
+    return TwofoldError(f"cannot make the instance's directory: {error}", hint="twofold doctor")

@@ -1,0 +1,304 @@
+"""After a start of the daemon: make what is known agree with what is.
+
+The database says what was wanted, the keeper says what runs, the disk says what exists. Read in
+that order of trust for intent, and in the reverse order for facts:
+
+    row, sandbox runs          adopt it
+    row, sandbox ended         record how, as if the daemon had been there
+    row, no sandbox            it died with the host or the keeper: stopped, maybe start it again
+    row, no directory          half made or half removed: finish the removal
+    no row, sandbox            half made: kill it (a lost database: adopt it, by its spec.json)
+    no row, directory          a lost database: adopt it; otherwise leave it and say so
+
+Decides nothing by guessing and deletes nothing it does not know.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+from dataclasses import dataclass, field
+from typing import Any
+
+from twofold.errors import TwofoldError
+from twofold.instance import restart_policy
+from twofold.instance.lifecycle import adopt
+from twofold.instance.manager import InstanceManager
+from twofold.instance.record import Record, from_row, now
+from twofold.instance.walls import remove_tree
+from twofold.model.instance import InstanceSpec, State
+from twofold.network.manager import Active
+from twofold.runtime import cgroups, plan
+
+log = logging.getLogger("twofold.restore")
+
+_LIVING = ("running", "paused")
+_REMOVING = ".removing-"
+
+
+@dataclass(kw_only=True)
+class Report:
+    adopted: int = 0
+    ended: int = 0
+    removed: int = 0
+    rebuilt: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+
+async def restore(
+    manager: InstanceManager,
+    rows: list[dict[str, Any]],
+    *,
+    same_boot: bool,
+    rebuild: bool = False,
+) -> Report:
+    """Load ``rows`` and settle every instance. ``rebuild``: the rows were lost, read the disk."""
+    report = Report()
+    hello = await manager.rooms.keeper.call("hello")
+    sandboxes = {str(item["id"]): item for item in hello.get("instances", ())}
+    _load_rows(manager, rows, report)
+    if rebuild:
+        await _load_directories(manager, report)
+    _note_orphans(manager, report)
+    await _finish_removals(manager)
+    await _kill_unknown(manager, sandboxes, report)
+    living = []
+    for record in manager.records:
+        sandbox = sandboxes.get(record.id)
+        if sandbox and sandbox["state"] in _LIVING and record.state is not State.STARTING:
+            _adopt(manager, record, sandbox, report)
+            living.append(record)
+    await _restore_network(manager, living, report)
+    for record in manager.records:
+        if record not in living:
+            await _settle(manager, record, sandboxes.get(record.id), same_boot, report)
+    return report
+
+
+def _load_rows(manager: InstanceManager, rows: list[dict[str, Any]], report: Report) -> None:
+    for row in rows:
+        try:
+            manager.records.add(from_row(row))
+        except (ValueError, TypeError, KeyError, TwofoldError) as error:
+            report.warnings.append(
+                f"the database's row of instance {row.get('name')!r} makes no sense and was left "
+                f"alone: {str(error).splitlines()[0]}"
+            )
+
+
+async def _load_directories(manager: InstanceManager, report: Report) -> None:
+    """Rows from the spec.json beside each instance: the database had to be set aside."""
+    for name in _directories(manager):
+        if name.startswith(".") or manager.records.get(name):
+            continue
+        path = f"{manager.rooms.paths.instances}/{name}/spec.json"
+        try:
+            record = read_facts(path)
+            if record.id != name:
+                raise ValueError(f"it says id {record.id!r}")
+            manager.records.add(record)
+            await manager.records.store_new(record)
+        except (OSError, ValueError, TypeError, KeyError, TwofoldError) as error:
+            report.warnings.append(f"instance directory {name!r} could not be read: {error}")
+            continue
+        report.rebuilt += 1
+
+
+def read_facts(path: str) -> Record:
+    """What ``manager.write_facts`` wrote, as a stopped record that the user may want running."""
+    with open(path, encoding="utf-8") as file:
+        facts = json.loads(file.read(8 << 20))
+    network = plan.Network(**facts["network"]) if facts["network"] else None
+    return Record(
+        id=str(facts["id"]),
+        name=str(facts["name"]),
+        spec=InstanceSpec.model_validate(facts["spec"]),
+        image_digest=str(facts["image_digest"]),
+        id_base=int(facts["id_base"]),
+        network=network,
+        address=network.address if network else None,
+        mac=network.mac if network else None,
+        created_at=str(facts["created_at"]),
+        state=State.STOPPED,
+    )
+
+
+def _directories(manager: InstanceManager) -> list[str]:
+    try:
+        return sorted(os.listdir(manager.rooms.paths.instances))
+    except FileNotFoundError:
+        return []
+
+
+def _note_orphans(manager: InstanceManager, report: Report) -> None:
+    for name in _directories(manager):
+        if not name.startswith(".") and manager.records.get(name) is None:
+            report.warnings.append(
+                f"{manager.rooms.paths.instances}/{name} belongs to no instance in the database; "
+                "it was left alone"
+            )
+
+
+async def _finish_removals(manager: InstanceManager) -> None:
+    for name in _directories(manager):
+        if not name.startswith(_REMOVING):
+            continue
+        record = manager.records.get(name.removeprefix(_REMOVING))
+        if record is not None:
+            await manager.records.delete(record)
+        await remove_tree(f"{manager.rooms.paths.instances}/{name}")
+
+
+async def _kill_unknown(
+    manager: InstanceManager, sandboxes: dict[str, dict[str, Any]], report: Report
+) -> None:
+    """Sandboxes of a start that no row remembers. The exit event comes through ``on_event``,
+    which knows no record for it, so the release is asked for until the keeper agrees."""
+    for instance_id, sandbox in sandboxes.items():
+        record = manager.records.get(instance_id)
+        half_started = record is not None and (
+            sandbox["state"] in ("creating", "created", "starting")
+            or (record.state is State.STARTING and sandbox["state"] in _LIVING)
+        )
+        if record is not None and not half_started:
+            continue
+        stray = record or _stray(sandbox)
+        if record is None:
+            manager.records.watch_stray(stray)
+        try:
+            await manager.lifecycle.discard_sandbox(stray, ended=sandbox["state"] == "ended")
+        finally:
+            if record is None:
+                manager.records.unwatch_stray(stray)
+        sandbox["state"] = "discarded"
+        report.removed += 1
+
+
+def _stray(sandbox: dict[str, Any]) -> Record:
+    spec = InstanceSpec(image="unknown")
+    instance_id = str(sandbox["id"])
+    return Record(id=instance_id, name=instance_id, spec=spec, image_digest="", id_base=0)
+
+
+def _adopt(
+    manager: InstanceManager, record: Record, sandbox: dict[str, Any], report: Report
+) -> None:
+    # A paused VM is paused in QEMU, which the keeper cannot see.
+    paused = sandbox["state"] == "paused" or (record.is_vm and record.state is State.PAUSED)
+    manager.records.save(
+        record,
+        state=State.PAUSED if paused else State.RUNNING,
+        intent="running" if record.intent != "removed" else "removed",
+        pid=sandbox.get("pid"),
+        started_at=sandbox.get("started_at") or record.started_at,
+    )
+    try:
+        image = manager.rooms.images.find(record.image_digest)
+    except TwofoldError:
+        image = None
+    adopt(record, image.config if image else None)
+    report.adopted += 1
+
+
+async def _restore_network(manager: InstanceManager, living: list[Record], report: Report) -> None:
+    active = [
+        Active(
+            instance_id=record.id,
+            network=record.network,
+            ports=tuple(record.spec.ports),
+        )
+        for record in living
+        if record.network is not None
+    ]
+    try:
+        report.warnings += await manager.rooms.networks.restore(active)
+    except TwofoldError as error:
+        # Instances without a network must start all the same; those with one will say it again.
+        report.warnings.append(f"the network could not be restored: {error.message}")
+
+
+async def _settle(
+    manager: InstanceManager,
+    record: Record,
+    sandbox: dict[str, Any] | None,
+    same_boot: bool,
+    report: Report,
+) -> None:
+    """One instance that does not run now."""
+    directory = manager.rooms.paths.instance_dir(record.id)
+    if not os.path.exists(f"{directory}/spec.json"):
+        await manager.lifecycle.erase(record)  # never finished, so nobody was told of it
+        report.removed += 1
+        return
+    if sandbox is not None and sandbox["state"] == "ended":
+        if not record.active:
+            record.change(state=State.RUNNING)  # its end is news only to us
+        record.signal_exit(sandbox)
+        await manager.lifecycle.ended(record)
+        report.ended += 1
+        return
+    if sandbox is not None and sandbox["state"] == "discarded":
+        if record.spec.auto_remove:
+            await manager.lifecycle.erase(record)
+            return
+        reason = "the daemon ended while it was starting"
+        await manager.records.save(record, state=State.STOPPED, intent="stopped", error=reason)
+        return
+    if record.active:
+        await _died_unseen(manager, record, same_boot=same_boot, report=report)
+
+
+async def _died_unseen(
+    manager: InstanceManager, record: Record, *, same_boot: bool, report: Report
+) -> None:
+    """No sandbox, though it was running: its host or its keeper went away."""
+    reason = "its keeper ended unexpectedly" if same_boot else "the host was restarted"
+    intent = record.intent
+    if same_boot:
+        remove_group(f"{manager.rooms.paths.cgroup}/{record.id}")
+    report.ended += 1
+    if record.spec.auto_remove or intent == "removed":
+        await manager.lifecycle.erase(record)
+        return
+    await manager.records.save(
+        record,
+        state=State.STOPPED,
+        pid=None,
+        exit_code=137,
+        error=reason,
+        finished_at=now(),
+    )
+    if restart_policy.after_reboot(record.spec.restart, intent=intent):
+        manager.lifecycle.restart_now(record)
+
+
+async def after_keeper_loss(manager: InstanceManager) -> None:
+    """The keeper died while the daemon lives: nobody holds its instances' consoles any more, so
+    what is left of them is ended, recorded, and started again where the policy wants it."""
+    for record in manager.records:
+        if record.active:
+            remove_group(f"{manager.rooms.paths.cgroup}/{record.id}")
+            record.signal_exit(
+                {"exit_code": 137, "at": now(), "error": "its keeper ended unexpectedly"}
+            )
+            await manager.lifecycle.ended(record)
+
+
+def remove_group(path: str) -> None:
+    """End what a dead keeper left behind in a cgroup, and remove it."""
+    hierarchies = cgroups.detect()
+    for mount in {*hierarchies.v1.values(), hierarchies.v2} - {""}:
+        for pid in _members(f"{mount}/{path}"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    if not cgroups.Group(hierarchies, path).remove():
+        log.warning("cgroup %s still has dying processes; its next start removes it", path)
+
+
+def _members(directory: str) -> list[int]:
+    try:
+        with open(f"{directory}/cgroup.procs", encoding="ascii") as file:
+            return [pid for line in file if (pid := int(line)) > 1]
+    except (OSError, ValueError):
+        return []

@@ -1,0 +1,283 @@
+"""Work inside a running instance: exec (through a ticket, or captured) and copies.
+
+The bytes never pass through here twice: a ticket's stdio belongs to the keeper, a copy's pipe is
+handed to it. Captured output is bounded; what is more is refused, not silently cut.
+"""
+
+import asyncio
+import os
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from twofold.errors import InvalidInput, NoSpace, RuntimeFailed, TimedOut, TwofoldError, from_dict
+from twofold.instance import states
+from twofold.instance.collaborators import Collaborators
+from twofold.instance.process import absolute, exec_process
+from twofold.instance.record import Record
+from twofold.runtime import plan
+
+CAPTURE_BYTES = 16 << 20
+CHUNK_BYTES = 1 << 18
+_UNCLAIMED = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captured:
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecRequest:
+    command: Sequence[str]
+    env: Sequence[str] = ()
+    workdir: str | None = None
+    user: str | None = None
+    tty: bool = False
+
+
+class Sessions:
+    """Starts sessions and knows how they ended."""
+
+    def __init__(self, rooms: Collaborators) -> None:
+        self._keeper = rooms.keeper
+        self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        # An end may be read before its beginner has got the session's name.
+        self._unclaimed: OrderedDict[str, dict[str, Any]] = OrderedDict()
+
+    def on_exit(self, event: dict[str, Any]) -> None:
+        session = str(event.get("session"))
+        future = self._waiting.pop(session, None)
+        if future is not None:
+            if not future.done():
+                future.set_result(event)
+            return
+        self._unclaimed[session] = event
+        while len(self._unclaimed) > _UNCLAIMED:
+            self._unclaimed.popitem(last=False)
+
+    def forget_all(self, error: TwofoldError) -> None:
+        """The keeper is gone, and with it every session."""
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(error)
+        self._waiting.clear()
+        self._unclaimed.clear()
+
+    async def _end_of(self, session: str) -> dict[str, Any]:
+        event = self._unclaimed.pop(session, None)
+        if event is not None:
+            return event
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[session] = future
+        try:
+            return await future
+        finally:
+            self._waiting.pop(session, None)
+
+    async def execute(self, record: Record, request: ExecRequest, *, ticket: str) -> str:
+        """Run a command with the stdio that was parked under ``ticket``; its session's name."""
+        process = self._process(record, request)
+        reply = await self._keeper.call(
+            "exec", id=record.id, process=asdict(process), ticket=ticket
+        )
+        return str(reply["session"])
+
+    async def capture(
+        self, record: Record, request: ExecRequest, *, stdin: bytes, timeout_s: float
+    ) -> Captured:
+        """Run a command, feed it ``stdin``, return what it wrote and how it ended."""
+        process = self._process(record, request)
+        with ExitStack() as pipes:
+            in_read, in_write = _pipe(pipes)
+            out_read, out_write = _pipe(pipes)
+            err_read, err_write = _pipe(pipes)
+            call = self._keeper.call(
+                "exec",
+                (in_read.fd, out_write.fd, err_write.fd),
+                id=record.id,
+                process=asdict(process),
+            )
+            reply = await call
+            for end in (in_read, out_write, err_write):
+                end.close()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    _, stdout, stderr = await asyncio.gather(
+                        _feed(in_write, stdin), _drain(out_read), _drain(err_read)
+                    )
+                    event = await self._end_of(str(reply["session"]))
+            except TimeoutError:
+                # Its pipes close with us: what still writes gets EPIPE.
+                raise TimedOut(
+                    f"{process.argv[0]!r} in {record.name!r} did not end within {timeout_s:g} s",
+                    hint="give a longer timeout_s, or a ticket to stream",
+                ) from None
+        return Captured(exit_code=int(event["exit_code"]), stdout=stdout, stderr=stderr)
+
+    def _process(self, record: Record, request: ExecRequest) -> plan.Process:
+        states.check("exec", record.state, record.name)
+        if record.main is None:
+            raise RuntimeFailed(f"{record.name!r} has no main process", hint="restart it")
+        return exec_process(
+            record.main,
+            request.command,
+            env=request.env,
+            workdir=request.workdir,
+            user=request.user,
+            tty=request.tty,
+        )
+
+    # -- copies -------------------------------------------------------------------------------
+
+    async def archive_out(self, record: Record, path: str) -> AsyncIterator[bytes]:
+        """A tar of ``path`` inside, as chunks. Raises before the first chunk when it cannot."""
+        self._check_copy(record, path)
+        with ExitStack() as pipes:
+            read, write = _pipe(pipes)
+            reply = await self._keeper.call(
+                "archive", (write.fd,), id=record.id, direction="out", path=path
+            )
+            write.close()
+            reader = _Reader(read)
+            try:
+                while chunk := await reader.read():
+                    yield chunk
+            finally:
+                reader.close()
+            _raise_failure(await self._end_of(str(reply["session"])))
+
+    async def archive_in(self, record: Record, path: str, body: AsyncIterator[bytes]) -> None:
+        """Unpack a tar stream into the directory ``path`` inside."""
+        self._check_copy(record, path)
+        with ExitStack() as pipes:
+            read, write = _pipe(pipes)
+            reply = await self._keeper.call(
+                "archive", (read.fd,), id=record.id, direction="in", path=path
+            )
+            read.close()
+            writer = _Writer(write)
+            broken = False
+            try:
+                async for chunk in body:
+                    if not broken:
+                        try:
+                            await writer.write(chunk)
+                        except BrokenPipeError:
+                            broken = True  # it has failed and will say why; read the rest away
+            finally:
+                writer.close()
+                write.close()
+            _raise_failure(await self._end_of(str(reply["session"])))
+
+    def _check_copy(self, record: Record, path: str) -> None:
+        states.check("copy", record.state, record.name)
+        absolute(path, "path")
+        if "\x00" in path:
+            raise InvalidInput("path has a NUL in it", hint="twofold cp NAME:/path DIR")
+
+
+def _raise_failure(event: dict[str, Any]) -> None:
+    if event.get("error"):
+        raise from_dict(event["error"])
+    if event.get("exit_code"):
+        raise RuntimeFailed(
+            f"the copy ended with exit code {event['exit_code']}", hint="twofold show NAME"
+        )
+
+
+class _End:
+    """One end of a pipe; closing twice is fine."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _pipe(owner: ExitStack) -> tuple[_End, _End]:
+    """Non-blocking only on our side: the flag belongs to the open file, and each end is one."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    ends = _End(read), _End(write)
+    for end in ends:
+        owner.callback(end.close)
+    return ends
+
+
+class _Reader:
+    """Reads a pipe when the event loop says that there is something: no thread, no polling."""
+
+    def __init__(self, end: _End) -> None:
+        self._end = end
+        self._loop = asyncio.get_running_loop()
+        os.set_blocking(end.fd, False)
+
+    async def read(self, limit: int = CHUNK_BYTES) -> bytes:
+        while True:
+            try:
+                return os.read(self._end.fd, limit)
+            except BlockingIOError:
+                ready = asyncio.Event()
+                self._loop.add_reader(self._end.fd, ready.set)
+                try:
+                    await ready.wait()
+                finally:
+                    self._loop.remove_reader(self._end.fd)
+
+    def close(self) -> None:
+        self._end.close()
+
+
+class _Writer:
+    def __init__(self, end: _End) -> None:
+        self._end = end
+        self._loop = asyncio.get_running_loop()
+        os.set_blocking(end.fd, False)
+
+    async def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._end.fd, view) :]
+            except BlockingIOError:
+                ready = asyncio.Event()
+                self._loop.add_writer(self._end.fd, ready.set)
+                try:
+                    await ready.wait()
+                finally:
+                    self._loop.remove_writer(self._end.fd)
+
+    def close(self) -> None:
+        self._end.close()
+
+
+async def _feed(end: _End, data: bytes) -> None:
+    writer = _Writer(end)
+    try:
+        await writer.write(data)
+    except BrokenPipeError:
+        pass  # it did not want all of it
+    finally:
+        writer.close()
+
+
+async def _drain(end: _End) -> bytes:
+    reader = _Reader(end)
+    chunks: list[bytes] = []
+    size = 0
+    while chunk := await reader.read():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > CAPTURE_BYTES:
+            raise NoSpace(
+                f"the command wrote more than {CAPTURE_BYTES >> 20} MiB",
+                hint="capture less, or stream it: twofold exec NAME COMMAND > FILE",
+            )
+    return b"".join(chunks)

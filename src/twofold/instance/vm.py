@@ -1,0 +1,198 @@
+"""A virtual machine as a plan: (wish, image, allocation, place, parts) → SandboxPlan. Pure.
+
+The sandbox holds QEMU, not the payload: a read-only jail, no capabilities, the tap and the disks
+by descriptor. The payload, its files and its shares are the guest's configuration, which the
+agent applies. Refuses less memory than a kernel boots in.
+"""
+
+import math
+import os
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from twofold.errors import InvalidInput, Unsupported
+from twofold.hypervisor import machine
+from twofold.instance.collaborators import MachineParts
+from twofold.instance.container import SYSCTLS, stdio_of
+from twofold.instance.place import Allocation, ImageRoot, Place, files_of, hostname_of
+from twofold.instance.process import main_process
+from twofold.model.instance import Hardware, InstanceSpec
+from twofold.runtime.plan import Cgroup, Mount, OpenFile, Process, Rootfs, SandboxPlan, Vm
+
+DEFAULT_MEMORY_BYTES = 512 << 20
+DEFAULT_VCPUS = 1
+QEMU_PIDS = 512
+JAIL_USER = "1000:1000"
+READY_TIMEOUT_S = {"kvm": 60.0, "tcg": 180.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """What no two starts may share: the host's time and 32 random bytes."""
+
+    time: float
+    entropy: str
+
+
+def this_moment() -> Moment:
+    return Moment(time=time.time(), entropy=os.urandom(32).hex())
+
+
+def check(spec: InstanceSpec) -> None:
+    """Refuse early what the machine builder would refuse late."""
+    memory = spec.memory_bytes
+    if memory is not None and memory < machine.MINIMUM_MEMORY_BYTES:
+        least = machine.MINIMUM_MEMORY_BYTES >> 20
+        raise InvalidInput(
+            f"memory {memory >> 20} MiB is too small for a virtual machine: its kernel needs "
+            f"{least} MiB",
+            hint=f"--memory {least}m",
+        )
+    if spec.hardware is Hardware.EMULATED and spec.volumes:
+        raise Unsupported(
+            f"volume {spec.volumes[0].target!r}: emulated hardware has no device that shares "
+            "directories",
+            hint="use --hardware virtio, or twofold cp",
+        )
+
+
+def vm_plan(
+    spec: InstanceSpec,
+    image: ImageRoot,
+    allocation: Allocation,
+    place: Place,
+    *,
+    parts: MachineParts,
+    moment: Moment,
+) -> SandboxPlan:
+    """The whole sandbox of one virtual machine."""
+    hostname = hostname_of(allocation.name, spec.hostname)
+    vcpus = math.ceil(spec.cpus) if spec.cpus else DEFAULT_VCPUS
+    memory_bytes = spec.memory_bytes or DEFAULT_MEMORY_BYTES
+    shares = tuple(
+        machine.Share(tag=f"v{number}", read_only=volume.read_only)
+        for number, volume in enumerate(spec.volumes)
+    )
+    built = machine.build(
+        machine.MachineSpec(
+            instance_id=allocation.id,
+            hardware=spec.hardware.value,
+            accelerator=parts.accelerator,
+            vcpus=vcpus,
+            memory_bytes=memory_bytes,
+            root_disk=parts.disk,
+            data_disk=f"{place.directory}/data.img",
+            mac=place.network.mac if place.network else "",
+            shares=shares,
+        )
+    )
+    console = OpenFile(name="console", path=f"{place.directory}/console.log", access="append")
+    return SandboxPlan(
+        instance_id=allocation.id,
+        kind="vm",
+        id_base=allocation.id_base,
+        hostname=hostname,
+        rootfs=Rootfs(lower=(parts.jail,), idmap_lower=False),
+        mounts=_mounts(spec, parts),
+        cgroup=Cgroup(
+            path=place.cgroup,
+            cpus=spec.cpus,
+            memory_bytes=memory_bytes + built.overhead_bytes + memory_bytes // 8,
+            pids=QEMU_PIDS,
+        ),
+        process=_qemu_process(built.argv, tty=spec.tty),
+        network=place.network,
+        stdio=stdio_of(spec, place),
+        run_dir=place.run_dir,
+        vm=Vm(
+            argv=built.argv,
+            open_files=(*built.open_files, console),
+            guest=_guest(spec, image, place, hostname=hostname, moment=moment),
+            ready_timeout_s=READY_TIMEOUT_S[parts.accelerator],
+            vnet_header=spec.hardware is Hardware.VIRTIO,
+            discard=spec.auto_remove,
+        ),
+    )
+
+
+def _qemu_process(argv: tuple[str, ...], *, tty: bool) -> Process:
+    return Process(
+        argv=argv,
+        env=("PATH=/usr/bin:/bin",),
+        user=JAIL_USER,
+        tty=tty,
+        init=False,
+        capabilities=(),
+        seccomp="qemu",
+        rlimits={"nofile": (2048, 2048), "core": (0, 0)},
+    )
+
+
+def _mounts(spec: InstanceSpec, parts: MachineParts) -> tuple[Mount, ...]:
+    plain = ("nosuid", "nodev", "noexec")
+    mounts = [
+        Mount(
+            kind="tmpfs",
+            source="tmpfs",
+            target="/dev",
+            options=("nosuid", "noexec", "mode=0755", "size=65536"),
+        ),
+        Mount(kind="proc", source="proc", target="/proc", options=plain),
+        Mount(kind="tmpfs", source="tmpfs", target="/tmp", options=(*plain, "mode=1777")),
+        Mount(kind="bind", source=parts.boot, target="/boot", options=(*plain, "ro")),
+    ]
+    if parts.accelerator == "kvm":
+        mounts.append(
+            Mount(kind="bind", source="/dev/kvm", target="/dev/kvm", options=("nosuid", "noexec"))
+        )
+    if spec.volumes:
+        mounts.append(
+            Mount(
+                kind="tmpfs",
+                source="tmpfs",
+                target=machine.SHARE_DIR,
+                options=(*plain, "mode=0755", "size=65536"),
+            )
+        )
+    for number, volume in enumerate(spec.volumes):
+        mode = ("ro",) if volume.read_only else ()
+        mounts.append(
+            Mount(
+                kind="bind",
+                source=volume.source,
+                target=f"{machine.SHARE_DIR}/v{number}",
+                options=("rbind", "nosuid", "nodev", *mode),
+                idmap="owner",
+            )
+        )
+    return tuple(mounts)
+
+
+def _guest(
+    spec: InstanceSpec, image: ImageRoot, place: Place, *, hostname: str, moment: Moment
+) -> dict[str, Any]:
+    """What the agent is told: see guest/configure.py for how it is applied."""
+    network = None
+    if place.network:
+        network = {
+            "interface": place.network.interface,
+            "mac": place.network.mac,
+            "address": place.network.address,
+            "prefix": place.network.prefix,
+            "gateway": place.network.gateway,
+        }
+    return {
+        "mode": "system" if spec.system else "application",
+        "hostname": hostname,
+        "network": network,
+        "files": files_of(hostname, place),
+        "shares": [
+            {"tag": f"v{number}", "target": volume.target, "read_only": volume.read_only}
+            for number, volume in enumerate(spec.volumes)
+        ],
+        "process": asdict(main_process(spec, image.config, hostname)),
+        "sysctls": dict(SYSCTLS),
+        "time": moment.time,
+        "entropy": moment.entropy,
+    }

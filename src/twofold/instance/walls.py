@@ -1,0 +1,171 @@
+"""The two walls as the lifecycle sees them: provision, plan, pause, resume. One class each.
+
+A wall decides what files an instance has and how its plan is made; everything else (network,
+keeper, states, restarts) is the same for both and written once in ``lifecycle.py``.
+"""
+
+import asyncio
+import os
+import shutil
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from twofold.errors import InvalidInput
+from twofold.instance import vm
+from twofold.instance.collaborators import Images, Keeper, Machines
+from twofold.instance.container import check_volume, container_plan
+from twofold.instance.place import ImageRoot, Place
+from twofold.instance.process import INIT
+from twofold.instance.record import Record
+from twofold.model.instance import InstanceSpec
+from twofold.operations import Operation
+from twofold.runtime.plan import SandboxPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    plan: SandboxPlan
+    facts: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+class Wall(Protocol):
+    def check(self, spec: InstanceSpec) -> None:
+        """Refuse, before anything is made, what this wall cannot do."""
+        ...
+
+    async def provision(self, record: Record, directory: str) -> None: ...
+    async def plan(
+        self, record: Record, image: ImageRoot, place: Place, operation: Operation
+    ) -> Planned: ...
+    async def pause(self, record: Record, run_dir: str) -> None: ...
+    async def resume(self, record: Record, run_dir: str) -> None: ...
+
+
+class ContainerWall:
+    """Namespaces and an overlay: ``upper`` and ``work`` belong to the instance's own root."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+
+    def check(self, spec: InstanceSpec) -> None:
+        check_volumes(spec)
+
+    async def provision(self, record: Record, directory: str) -> None:
+        for name in ("upper", "work"):
+            os.mkdir(f"{directory}/{name}", 0o755)
+            os.chown(f"{directory}/{name}", record.id_base, record.id_base)
+
+    async def plan(
+        self, record: Record, image: ImageRoot, place: Place, operation: Operation
+    ) -> Planned:
+        if record.spec.system:
+            check_init(image, record.spec.image)
+        plan = container_plan(record.spec, image, record.allocation, place)
+        kernel = os.uname()
+        facts = {
+            "kernel": kernel.release,
+            "kernel_shared_with_host": True,
+            "user_namespace": True,
+            "id_range": [record.id_base, record.id_base + 65535],
+        }
+        return Planned(plan=plan, facts=facts)
+
+    async def pause(self, record: Record, run_dir: str) -> None:
+        await self._keeper.call("freeze", id=record.id)
+
+    async def resume(self, record: Record, run_dir: str) -> None:
+        await self._keeper.call("thaw", id=record.id)
+
+
+class VmWall:
+    """A jailed QEMU: kernel bundle and merged image are shared, the data disk is its own."""
+
+    def __init__(self, images: Images, machines: Machines) -> None:
+        self._images = images
+        self._machines = machines
+
+    def check(self, spec: InstanceSpec) -> None:
+        check_volumes(spec)
+        vm.check(spec)
+
+    async def provision(self, record: Record, directory: str) -> None:
+        await self._machines.make_data_disk(f"{directory}/data.img")
+
+    async def plan(
+        self, record: Record, image: ImageRoot, place: Place, operation: Operation
+    ) -> Planned:
+        if record.spec.system:
+            check_init(image, record.spec.image)
+        parts = await self._machines.parts(operation)
+        disk = await self._images.disk(image.digest, operation)
+        made = vm.vm_plan(
+            record.spec,
+            image,
+            record.allocation,
+            place,
+            parts=replace(parts, disk=disk),
+            moment=vm.this_moment(),
+        )
+        facts = {
+            "accelerator": parts.accelerator,
+            "accelerator_reason": parts.accelerator_reason,
+            "kernel": parts.kernel,
+            "kernel_shared_with_host": False,
+            "hardware": record.spec.hardware.value,
+            "hypervisor_id_range": [record.id_base, record.id_base + 65535],
+        }
+        return Planned(plan=made, facts=facts)
+
+    async def pause(self, record: Record, run_dir: str) -> None:
+        await self._machines.qmp(run_dir, ["stop"])
+
+    async def resume(self, record: Record, run_dir: str) -> None:
+        await self._machines.qmp(run_dir, ["cont"])
+
+
+def check_volumes(spec: InstanceSpec) -> None:
+    """Targets that make sense, sources that exist: a typo must not become an empty directory."""
+    seen: set[str] = set()
+    for volume in spec.volumes:
+        check_volume(volume)
+        target = os.path.normpath(volume.target)
+        if target in seen:
+            raise InvalidInput(f"two volumes on {volume.target!r}", hint="-v DIR:/another")
+        seen.add(target)
+        if not os.path.exists(volume.source):
+            raise InvalidInput(
+                f"volume source {volume.source!r} does not exist on the host",
+                hint=f"mkdir -p {volume.source}",
+            )
+
+
+def check_init(image: ImageRoot, name: str) -> None:
+    """``--system`` needs an image that brings an init. Symlinks count: they are resolved inside."""
+    for layer in image.layers:
+        for path in (INIT, f"/usr{INIT}"):
+            if os.path.lexists(f"{layer}{path}"):
+                return
+    raise InvalidInput(
+        f"image {name!r} has no {INIT}: it cannot run as a system",
+        hint="leave --system out, or: twofold image build debian --include systemd-sysv",
+    )
+
+
+async def make_directory(record: Record, wall: Wall, directory: str) -> None:
+    """The instance's own directory with what its wall keeps there. Undone by the caller."""
+    os.mkdir(directory, 0o711)
+    os.mkdir(f"{directory}/logs", 0o700)
+    await wall.provision(record, directory)
+
+
+async def remove_tree(path: str) -> None:
+    """Remove a directory tree that other processes may have filled with anything."""
+
+    def remove() -> None:
+        # Symlinks inside are not followed: rmtree works by descriptor here.
+        shutil.rmtree(path, ignore_errors=True)
+        if os.path.lexists(path):
+            shutil.rmtree(path)
+
+    await asyncio.to_thread(remove)
