@@ -207,8 +207,24 @@ def _flush_quietly() -> None:
         pass
 
 
+def _open_missing_descriptors() -> None:
+    """Where 0, 1 or 2 is closed, /dev/null: else a socket would get that number and be written to.
+
+    Python leaves such a stream as None.
+    """
+    for number, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)):
+        if stream is not None:
+            continue
+        descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+        if descriptor != number:
+            os.close(descriptor)
+    sys.stdout = sys.stdout or open(1, "w")
+    sys.stderr = sys.stderr or open(2, "w")
+
+
 def main() -> NoReturn:
     """The console script. Leaves without tearing the interpreter down: that costs 4 ms."""
+    _open_missing_descriptors()
     code = run(sys.argv[1:])
     _flush_quietly()
     os._exit(code)

@@ -298,8 +298,8 @@ class Session:
             if self.interactive and terminal.is_terminal(0):
                 self._raw = terminal.RawMode(0)
                 self._raw.__enter__()
-            self._resize()
             signal.signal(signal.SIGWINCH, self._on_signal)
+            self._resize()
         elif len(descriptors) == 3:
             stdin, stdout, stderr = descriptors
             if self.interactive and _usable(0):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_HEAD_BYTES = 64 << 10
+MAX_HEADERS = 100
 MAX_LINE_BYTES = 16 << 20
 READ_BYTES = 256 << 10
 IDLE_S = 0.1
@@ -270,11 +271,14 @@ class Client:
             if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
                 raise Unavailable(f"the daemon does not speak HTTP: {b' '.join(words)[:60]!r}")
             headers: dict[str, str] = {}
-            while line := self._connection.line(on_idle):
+            for _ in range(MAX_HEADERS):
+                line = self._connection.line(on_idle)
+                if not line:
+                    break
                 name, _, value = line.decode("latin-1").partition(":")
                 headers[name.strip().lower()] = value.strip()
-                if len(headers) > 100:
-                    raise Unavailable("the daemon sent more than 100 headers")
+            else:
+                raise Unavailable(f"the daemon sent more than {MAX_HEADERS} headers")
             status = int(words[1])
             if status >= 200:
                 return Reply(self._connection, status, headers)

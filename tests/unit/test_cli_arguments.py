@@ -1,0 +1,299 @@
+"""What a command line means: values, the split between our words and the payload's, examples."""
+
+import argparse
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twofold.cli import arguments, main, spec
+from twofold.cli.arguments import UsageError
+from twofold.errors import InvalidInput
+
+EXAMPLES = [(verb, example) for verb in main.VERBS for example in main.load(verb)[0].EXAMPLES]
+
+
+def parse(line: str) -> argparse.Namespace:
+    verb, rest = main.find_verb(shlex.split(line))
+    return main.load(verb)[1].parse(rest, argparse.Namespace(root=None, json=False))
+
+
+def spec_of(line: str) -> dict[str, Any]:
+    return spec.build(parse(line))
+
+
+@pytest.mark.parametrize(("verb", "example"), EXAMPLES)
+def test_every_example_parses(
+    verb: str, example: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "site").mkdir()
+    for part in example.replace("$(", "| ").replace(")", "").split("|"):
+        words = shlex.split(part.split(">")[0])
+        if words[0] != "twofold":
+            continue
+        found, rest = main.find_verb(main._global_options(words[1:], argparse.Namespace()))
+        args = main.load(found)[1].parse(rest, argparse.Namespace(root=None, json=False))
+        if found in ("run", "create"):
+            spec.build(args)
+
+
+def test_every_verb_has_examples_and_help() -> None:
+    for verb, (_, help_line) in main.VERBS.items():
+        module, parser = main.load(verb)
+        assert module.EXAMPLES, verb
+        text = parser.format_help()
+        assert all(example in text for example in module.EXAMPLES)
+        assert help_line[0].islower()
+        assert not help_line.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("512", 512),
+        ("512b", 512),
+        ("1k", 1024),
+        ("512m", 512 << 20),
+        ("512M", 512 << 20),
+        ("64MB", 64 << 20),
+        ("2g", 2 << 30),
+        ("1.5GiB", 3 << 29),
+        ("0.5g", 1 << 29),
+    ],
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert arguments.size(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "g", "-1", "0", "1_0", "\uff11", "1e3", "nan", "5x", "1.2.3", " "]
+)
+def test_refused_sizes(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        arguments.size(text)
+
+
+@given(st.text(max_size=8))
+def test_size_never_fails_in_another_way(text: str) -> None:
+    try:
+        assert arguments.size(text) >= 0
+    except argparse.ArgumentTypeError:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("8080:80", [("0.0.0.0", 8080, 80, "tcp")]),
+        ("127.0.0.1:53:5353/udp", [("127.0.0.1", 53, 5353, "udp")]),
+        ("[::1]:8080:80/tcp", [("::1", 8080, 80, "tcp")]),
+        ("8000-8001:80-81", [("0.0.0.0", 8000, 80, "tcp"), ("0.0.0.0", 8001, 81, "tcp")]),
+    ],
+)
+def test_ports(text: str, expected: list[tuple[str, int, int, str]]) -> None:
+    assert [tuple(port.values()) for port in _reordered(arguments.ports(text))] == expected
+
+
+def _reordered(ports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    keys = ("host_ip", "host_port", "guest_port", "protocol")
+    return [{key: port[key] for key in keys} for port in ports]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["80", "0:80", "80:65536", "a:b", "1:2:3:4", "1-3:1-2", "3-1:1-3", "80:80/sctp", "[::1:80:80"],
+)
+def test_refused_ports(text: str) -> None:
+    with pytest.raises(UsageError):
+        arguments.ports(text)
+
+
+def test_a_bare_port_gets_the_reason_and_the_way() -> None:
+    with pytest.raises(UsageError, match="does not choose") as caught:
+        arguments.ports("80")
+    assert caught.value.hint == "-p 8080:80"
+
+
+def test_volume_sources_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    found = arguments.volume("./data:/srv:ro")
+    assert found == {"source": f"{tmp_path}/data", "target": "/srv", "read_only": True}
+
+
+def test_a_missing_volume_source_names_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="does not exist") as caught:
+        arguments.volume(f"{tmp_path}/nope:/srv")
+    assert caught.value.hint == f"mkdir -p {tmp_path}/nope"
+
+
+@pytest.mark.parametrize("text", ["/tmp", ":/x", "/tmp:", "/tmp:x", "/tmp:/x:rx", "/a:/b:ro:z"])
+def test_refused_volumes(text: str) -> None:
+    with pytest.raises(UsageError):
+        arguments.volume(text)
+
+
+def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FROM_HERE", "1=2")
+    monkeypatch.delenv("NOT_HERE", raising=False)
+    file = tmp_path / "env"
+    file.write_text("# comment\n\nA=from file\nB=x y\nFROM_HERE\n")
+    found = arguments.environment(["A=b", "FROM_HERE", "NOT_HERE", "E="], [str(file)])
+    assert found == ["A=from file", "B=x y", "FROM_HERE=1=2", "A=b", "FROM_HERE=1=2", "E="]
+    with pytest.raises(UsageError):
+        arguments.environment(["=x"], [])
+    with pytest.raises(InvalidInput):
+        arguments.environment([], [str(tmp_path / "nope")])
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("run debian ls -la --json", ["ls", "-la", "--json"]),
+        ("run -it --rm debian bash -c 'a b' -- -x", ["bash", "-c", "a b", "--", "-x"]),
+        ("run -e A=b -w /x -m512m --cpus=2 debian", []),
+        ("run --name web -- debian --version", ["--version"]),
+        ("run -itd debian -i", ["-i"]),
+        ("exec -itu 1000 web ps -ef", ["ps", "-ef"]),
+        ("exec web --help", ["--help"]),
+    ],
+)
+def test_words_after_the_image_belong_to_the_command(line: str, command: list[str]) -> None:
+    assert parse(line).command == command
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "hint"),
+    [
+        ("run --memry 1g debian", "unknown option '--memry'", "did you mean --memory?"),
+        ("run -name x debian", "-n", ""),
+        ("run --foo debian", "unknown option '--foo'", "twofold run --help"),
+        ("run --name", "expected one argument", "twofold run --help"),
+        ("run", "missing: IMAGE", "twofold run --help"),
+        ("run --cpus 1_0 debian", "is not a number of CPUs", ""),
+        ("run --pids \uff10 debian", "is not a positive whole number", ""),
+        ("run --isolation hyperv debian", "invalid choice", ""),
+        ("list --jsn", "unknown option '--jsn'", "did you mean --json?"),
+        ("list web", "too many words: 'web'", ""),
+        ("lits", "unknown verb 'lits'", "did you mean twofold list?"),
+        ("image lst", "image verb 'lst'", "twofold image list"),
+        ("image", "missing: a verb", "twofold image build"),
+    ],
+)
+def test_usage_errors(line: str, message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(line)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+def test_spec_says_only_what_the_user_said() -> None:
+    assert spec_of("run debian") == {"image": "debian"}
+
+
+def test_spec_of_many_options() -> None:
+    line = (
+        "run --vm --hardware emulated --name box -e A=1 -w /srv -u www-data -p 8080:80 -v /tmp:/t "
+        "--cpus 1.5 -m 1g --pids-limit 99 --network none --hostname h --entrypoint /bin/sh "
+        "--restart on-failure:3 -i -t debian -c id"
+    )
+    assert spec_of(line) == {
+        "image": "debian",
+        "name": "box",
+        "isolation": "vm",
+        "hardware": "emulated",
+        "command": ["-c", "id"],
+        "entrypoint": ["/bin/sh"],
+        "env": ["A=1"],
+        "workdir": "/srv",
+        "user": "www-data",
+        "volumes": [{"source": "/tmp", "target": "/t", "read_only": False}],
+        "ports": [{"host_ip": "0.0.0.0", "host_port": 8080, "guest_port": 80, "protocol": "tcp"}],
+        "cpus": 1.5,
+        "memory_bytes": 1 << 30,
+        "pids": 99,
+        "network": "none",
+        "hostname": "h",
+        "restart": "on-failure:3",
+        "interactive": True,
+        "tty": True,
+    }
+
+
+def test_the_spec_is_one_the_api_takes() -> None:
+    from twofold.model.instance import InstanceSpec
+
+    InstanceSpec.model_validate(spec_of("run --rm -it --vm -p 1:1 -v /tmp:/t -m 1g debian sh"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "run --hardware emulated debian",
+        "run --vm --isolation container debian",
+        "run --rm --restart always debian",
+        "run --restart sometimes debian",
+        "run --restart always:3 debian",
+        "run --entrypoint [1] debian",
+    ],
+)
+def test_contradictions(line: str) -> None:
+    with pytest.raises(UsageError):
+        spec_of(line)
+
+
+def test_entrypoint_forms() -> None:
+    assert arguments.entrypoint("") == []
+    assert arguments.entrypoint("/bin/sh") == ["/bin/sh"]
+    assert arguments.entrypoint('["sh", "-c"]') == ["sh", "-c"]
+
+
+def test_terminal_name() -> None:
+    assert spec.terminal_environment(["A=1"], "xterm") == ["A=1", "TERM=xterm"]
+    assert spec.terminal_environment([], "xterm-kitty") == ["TERM=xterm-256color"]
+    assert spec.terminal_environment(["TERM=x"], "linux") == ["TERM=x"]
+
+
+def test_global_options_stand_on_either_side() -> None:
+    args = argparse.Namespace(root=None, json=False)
+    assert main._global_options(["--json", "--root", "/x", "list"], args) == ["list"]
+    assert (args.root, args.json) == ("/x", True)
+    assert parse("list --root /y --json").root == "/y"
+
+
+def test_root_is_not_taken_from_the_payload() -> None:
+    assert parse("run debian ls --root /x").root is None
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--help"], 0, "verbs:"),
+        (["help", "run"], 0, "examples:"),
+        (["run", "--help"], 0, "-p [IP:]HOST:GUEST[/udp]"),
+        (["image", "--help"], 0, "image build"),
+        (["--version"], 0, "twofold 0."),
+        ([], 2, "usage:"),
+    ],
+)
+def test_help(words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(words) == code
+    assert said in capsys.readouterr().out
+
+
+def test_a_usage_error_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["--root", os.devnull, "list", "--nope"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "twofold: error: unknown option '--nope'\nhint: twofold list --help\n"
+
+
+def test_errors_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["list", "--json", "--nope"]) == 2
+    assert capsys.readouterr().err.startswith('{"error": {"code": "usage"')
