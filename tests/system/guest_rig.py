@@ -90,7 +90,7 @@ class Guest:
         built = machine.build(spec)
         argv = [word.replace("/boot/", f"{bundle.directory}/") for word in built.argv]
         for old, new in (replace or {}).items():
-            argv = [word.replace(old, new) for word in argv]
+            argv = [new if word == old else word for word in argv]
         config = {"hostname": "rig", "mode": "application", "process": PROCESS | process}
         vm = {
             "argv": argv,

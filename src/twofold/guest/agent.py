@@ -25,7 +25,6 @@ from twofold.guest import boot, configure, protocol
 from twofold.guest.identity import DEFAULT_PATH, find_executable
 from twofold.guest.session import Session, execute
 from twofold.guest.transport import SerialPort, VirtioPort
-from twofold.linux.process import set_process_name
 
 TYPE_CHECKING = False  # typing itself takes 50 ms to import in a guest
 if TYPE_CHECKING:
@@ -80,10 +79,8 @@ class Agent:
     def _dispatch(self, fd: int, events: int) -> None:
         if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
             callback = self._readers.get(fd)
-            if callback:
+            if callback:  # none: an event of this batch has ended its session already
                 callback()
-            elif fd not in self._writers:
-                self._epoll.unregister(fd)
         if events & (select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR):
             callback = self._writers.get(fd)
             if callback:
@@ -393,11 +390,12 @@ def main() -> None:
     if os.getpid() != 1:
         os.write(2, b"twofold agent: runs as the first process of a guest only\n")
         sys.exit(125)
-    set_process_name("twofold-agent")
     failures: list[str] = []
     port: VirtioPort | SerialPort | None = None
+    agent: Agent | None = None
     try:
         boot.mount_kernel_filesystems()
+        boot.show_as("@twofold-agent")
         initrd_fd = boot.open_initrd()
         failures = boot.load_modules("modules", root_fd=initrd_fd)
         disks = boot.read_command_line()
@@ -413,7 +411,7 @@ def main() -> None:
             f" (modules not loaded: {'; '.join(failures)})" if failures else ""
         )
         os.write(2, f"twofold agent: {sentence}\n".encode())
-        if port:
+        if port and agent is None:
             _report_failure(port, sentence)
         boot.power_off()
     while True:
