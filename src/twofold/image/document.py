@@ -14,7 +14,6 @@ MAX_BYTES = 4 << 20
 MAX_DEPTH = 32
 _MAX_DIGITS = 20
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
-_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 
 Document = dict[str, Any]
 
@@ -35,9 +34,8 @@ def parse_list(data: bytes, what: str) -> list[Any]:
 def _load(data: bytes, what: str) -> object:
     if len(data) > MAX_BYTES:
         raise InvalidInput(f"{what} has {len(data)} bytes; at most {MAX_BYTES} are read")
-    _check_depth(data, what)
     try:
-        return json.loads(
+        value = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_unique,
             parse_int=_integer,
@@ -46,18 +44,23 @@ def _load(data: bytes, what: str) -> object:
         )
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{what} is not valid JSON: {str(error)[:200]}") from error
+    _check_depth(value, what)
+    return value
 
 
-def _check_depth(data: bytes, what: str) -> None:
-    depth = 0
-    for match in _TOKENS.finditer(data):
-        token = match.group()
-        if token in (b"[", b"{"):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise InvalidInput(f"{what} is nested deeper than {MAX_DEPTH} levels")
-        elif token in (b"]", b"}"):
-            depth -= 1
+def _check_depth(value: object, what: str) -> None:
+    """After parsing, which the interpreter's own recursion limit keeps from harm."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return
+    raise InvalidInput(f"{what} is nested deeper than {MAX_DEPTH} levels")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Document:

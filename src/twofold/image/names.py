@@ -5,7 +5,7 @@ import re
 from twofold.errors import InvalidInput
 
 _NAME = re.compile(
-    r"(?:[a-zA-Z0-9.-]+(?::[0-9]{1,5})?/)?"  # registry
+    r"(?:[a-zA-Z0-9]+(?:[.-]+[a-zA-Z0-9]+)*(?::[0-9]{1,5})?/)?"  # registry
     r"[a-z0-9]+(?:(?:\.|__|_|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|__|_|-+)[a-z0-9]+)*)*"
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?\Z"
 )
@@ -43,5 +43,5 @@ def from_file_name(file_name: str) -> str:
     stem = file_name.rstrip("/").rsplit("/", 1)[-1].lower()
     stem = re.sub(r"(\.(tar|tgz|txz|tzst|gz|xz|zst|zstd|bz2|oci|docker))+\Z", "", stem)
     stem = re.sub(r"[^a-z0-9._-]+", "-", stem)
-    stem = re.sub(r"[._-]*-[._-]*|\.[._]+|_[._]*\.[._]*|___+", "-", stem).strip("._-")
+    stem = re.sub(r"[._-]*-[._-]*|\.[._]+|_[._]*\.[._]*|___+", "-", stem)[:128].strip("._-")
     return normalise(stem or "imported")

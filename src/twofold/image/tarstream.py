@@ -299,17 +299,18 @@ class TarStream:
         wanted: int | None = None
         numbers: list[int] = []
         while wanted is None or len(numbers) < wanted:
+            if len(text) > 20:
+                raise InvalidInput(f"{shown(entry.name)} has a number too long in its sparse map")
             if taken + BLOCK > entry.stored_bytes:
                 raise InvalidInput(f"{shown(entry.name)} has a sparse map longer than its content")
             *lines, text = (text + self._take(BLOCK)).split(b"\n")
             taken += BLOCK
-            if len(text) > 20:
-                raise InvalidInput(f"{shown(entry.name)} has a number too long in its sparse map")
             if wanted is None and lines:
                 wanted = 2 * _decimal(lines.pop(0), "sparse map")
                 if wanted > 2 * MAX_SPARSE_PARTS:
                     raise InvalidInput(f"{shown(entry.name)} has too many sparse parts")
             if wanted is not None:
+                # The rest of the last block is padding, which may be of any length.
                 numbers += [_decimal(line, "sparse map") for line in lines[: wanted - len(numbers)]]
         return numbers, taken
 
