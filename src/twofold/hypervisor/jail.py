@@ -140,6 +140,7 @@ def _build(cache_dir: str, progress: Progress) -> str:
         made = {"format": _FORMAT, "diod": DIOD in files, "sources": stamps}
         with open(f"{scratch}/jail.json", "w") as stream:
             json.dump(made, stream)
+        let_read(scratch)
         shutil.rmtree(target, ignore_errors=True)  # an incomplete one, or it had been taken
         os.rename(scratch, target)
     except OSError as error:
@@ -147,6 +148,20 @@ def _build(cache_dir: str, progress: Progress) -> str:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def let_read(folder: str) -> None:
+    """Let the unprivileged QEMU read what is below ``folder``, whatever this process's umask was.
+
+    Nobody else gets there: the folder lies in a directory of root's own.
+    """
+    for current, folders, files in os.walk(folder):
+        for name in folders:
+            os.chmod(f"{current}/{name}", 0o755)
+        for name in files:
+            mode = os.stat(f"{current}/{name}").st_mode
+            os.chmod(f"{current}/{name}", 0o755 if mode & 0o100 else 0o644)
+    os.chmod(folder, 0o755)
 
 
 def _stamp(path: str) -> list[int]:

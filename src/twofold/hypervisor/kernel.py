@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from twofold.hypervisor import cpio, initrd, interpreter, kernel_source
+from twofold.hypervisor import cpio, initrd, interpreter, jail, kernel_source
 from twofold.hypervisor.kernel_source import Kernel, Progress
 
 FORMAT = 1  # of the initrd's layout: raise it when the layout changes
@@ -97,6 +97,7 @@ def _build(kernel: Kernel, target: str, progress: Progress) -> KernelBundle:
         os.link(kernel.vmlinux, f"{made}/vmlinux")
         with open(f"{made}/bundle.json", "w") as stream:
             json.dump({"release": kernel.release, "python": brought.version}, stream)
+        jail.let_read(made)
         shutil.rmtree(target, ignore_errors=True)  # an incomplete one, or _load had taken it
         os.rename(made, target)
     bundle = _load(target)
