@@ -90,11 +90,10 @@ class Entry:
             if self.state == "starting" and self.sandbox.plan.kind == "container":
                 self._is_running()  # close-on-exec: the payload has replaced our code
             return
+        self.sandbox.warnings.extend(message.get("warnings") or ())
         if "created" in message and self.state == "creating":
             self.state = "created"
             self._resolve(None)
-        elif "warnings" in message:
-            self.sandbox.warnings.extend(message["warnings"])
         elif "terminal" in message and fds:
             self.main.take_terminal(fds.pop())
         elif "ready" in message and self.state == "starting":
