@@ -23,13 +23,16 @@ from collections import deque
 from twofold.errors import GuestFailed, InvalidInput, TwofoldError, Unavailable
 from twofold.guest import boot, configure, protocol
 from twofold.guest.identity import DEFAULT_PATH, find_executable
+from twofold.guest.netport import NetPort
 from twofold.guest.session import Session, execute
-from twofold.guest.transport import SerialPort, VirtioPort
+from twofold.guest.virtioport import VirtioPort
 
 TYPE_CHECKING = False  # typing itself takes 50 ms to import in a guest
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+Port = VirtioPort | NetPort
 
 _SESSION_LIMIT = 256
 _LATE_MODULES_AFTER_S = 1.0
@@ -39,7 +42,7 @@ _SIGRTMIN_POWER_OFF = 34 + 4  # systemd(1): SIGRTMIN+4 powers off
 class Agent:
     """The loop and what it knows. ``run`` returns only when the machine is to be turned off."""
 
-    def __init__(self, port: VirtioPort | SerialPort, initrd_fd: int) -> None:
+    def __init__(self, port: Port, initrd_fd: int) -> None:
         self.window = port.window
         self._port, self._initrd_fd = port, initrd_fd
         self._epoll = select.epoll()
@@ -49,7 +52,6 @@ class Agent:
         self._parser = protocol.Parser()
         self._out: deque[bytes] = deque()
         self._out_at = 0
-        self._link_unacknowledged = 0
         self._facts: dict[str, Any] = {}
         self._config: dict[str, Any] | None = None
         self._system = False
@@ -170,11 +172,6 @@ class Agent:
         except protocol.ProtocolError as error:
             self._complain(f"the host broke the protocol: {error}")
             self._turn_off = "poweroff"
-        if self._port.link_window:
-            self._link_unacknowledged += len(data)
-            if self._link_unacknowledged * 4 >= self._port.link_window:
-                self.send(protocol.encode_credit(0, self._link_unacknowledged))
-                self._link_unacknowledged = 0
 
     def _wait_for_host(self) -> None:
         """The host's end is closed (QEMU is being replaced): what was under way is lost."""
@@ -391,7 +388,7 @@ def main() -> None:
         os.write(2, b"twofold agent: runs as the first process of a guest only\n")
         sys.exit(125)
     failures: list[str] = []
-    port: VirtioPort | SerialPort | None = None
+    port: Port | None = None
     agent: Agent | None = None
     try:
         boot.mount_kernel_filesystems()
@@ -399,8 +396,7 @@ def main() -> None:
         initrd_fd = boot.open_initrd()
         failures = boot.load_modules("modules", root_fd=initrd_fd)
         disks = boot.read_command_line()
-        device = boot.find_transport(disks.transport)
-        port = SerialPort(device) if "ttyS" in device else VirtioPort(device)
+        port = _open_port(disks.transport)
         boot.assemble_root(disks)
         agent = Agent(port, initrd_fd)
         end = agent.run(_facts(port, failures))
@@ -418,20 +414,25 @@ def main() -> None:
         signal.pause()
 
 
-def _facts(port: VirtioPort | SerialPort, failures: list[str]) -> dict[str, Any]:
+def _open_port(transport: str) -> Port:
+    if transport == "net":
+        return NetPort()
+    return VirtioPort(boot.find_virtio_port())
+
+
+def _facts(port: Port, failures: list[str]) -> dict[str, Any]:
     name = os.uname()
     return {
         "version": protocol.VERSION,
         "kernel": name.release,
         "machine": name.machine,
         "window": port.window,
-        "link_window": port.link_window,
         "uptime_s": round(time.clock_gettime(time.CLOCK_BOOTTIME), 3),
         "modules_failed": failures[:50],
     }
 
 
-def _report_failure(port: VirtioPort | SerialPort, sentence: str) -> None:
+def _report_failure(port: Port, sentence: str) -> None:
     """Say why on the port, then give the host a moment to read it before the power goes."""
     body = json.dumps(GuestFailed(f"the guest could not start: {sentence}").to_dict()).encode()
     hello = protocol.encode_json(protocol.HELLO, 0, _facts(port, []))

@@ -179,11 +179,8 @@ def populate_root(root: str, *, system: bool) -> None:
     os.chmod(f"{root}/dev/ptmx", 0o666)
 
 
-def find_transport(name: str, deadline_s: float = 20.0) -> str:
-    """The device of the agent's port: a virtio port by its name, or a serial line."""
-    if name.startswith("ttyS"):
-        wait_for(f"/dev/{name}", deadline_s)
-        return f"/dev/{name}"
+def find_virtio_port(deadline_s: float = 20.0) -> str:
+    """The device of the port that the host named ``twofold.agent``."""
     end = time.monotonic() + deadline_s
     base = "/sys/class/virtio-ports"
     while True:

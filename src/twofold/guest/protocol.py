@@ -6,13 +6,11 @@ link itself; a session N owns the streams ``4N`` (to its stdin, its terminal, an
 
     DATA    bytes, at most DATA_LIMIT_BYTES
     EOF     empty: no more DATA on this stream
-    CREDIT  u32: so many more bytes may be sent on this stream (stream 0: on the link)
+    CREDIT  u32: so many more bytes may be sent on this stream
     CLOSE   empty: the reader of this stream is gone; send no more
 
 Flow control: on each stream at most ``window`` bytes may be under way (``HELLO`` names it), so a
-reader that stalls stops its own stream and no other. A transport whose receiver can overrun
-(a 16550 has no usable flow control) also names ``link_window``: the host keeps at most that many
-bytes, headers included, unacknowledged on the whole link.
+reader that stalls stops its own stream and no other.
 
 Order of a life: agent sends SYNC and HELLO; host CONFIG; agent CONFIGURED (or ERROR on stream 0);
 host OPEN on ``4N``; agent OPENED or ERROR; DATA …; agent EXIT or ERROR, after the last DATA. A

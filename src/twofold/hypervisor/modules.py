@@ -20,7 +20,7 @@ _SUFFIX = re.compile(r"\.ko(\.(xz|gz|zst))?\Z")
 _ROOT_COMMON = ("crc32c_generic", "erofs", "ext4", "overlay")
 ROOT = {
     "virtio": ("virtio_pci", "virtio_blk", "virtio_console", *_ROOT_COMMON),
-    "emulated": ("ahci", "sd_mod", "sr_mod", *_ROOT_COMMON),
+    "emulated": ("ahci", "sd_mod", "sr_mod", "8139cp", *_ROOT_COMMON),
 }
 NET = {"virtio": ("virtio_net",), "emulated": ("e1000",)}
 SHARE = {"virtio": ("9p", "9pnet_virtio"), "emulated": ("9p", "9pnet_fd")}

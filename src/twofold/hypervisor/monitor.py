@@ -265,8 +265,6 @@ class Monitor(Watcher):
         if kind == protocol.HELLO and not self._facts:
             self._facts = self._link.greeted(body)
             self._send_config()
-        elif kind == protocol.CREDIT and self._facts:
-            self._link.acknowledged(body)
         elif kind == protocol.CONFIGURED:
             self._warnings = [str(item)[:500] for item in protocol.decode_json(body)["warnings"]]
         elif kind == protocol.ERROR:

@@ -22,14 +22,13 @@ class LinkClosedError(Exception):
 
 
 class Link:
-    """One connection to one agent. ``window`` and ``link_window`` hold after the HELLO."""
+    """One connection to one agent. ``window`` holds after the HELLO."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.window = 0
-        self._link_credit: int | None = None
         self._awake = False
         self._queue: deque[bytes] = deque()
         self._front_sent = 0
@@ -61,39 +60,23 @@ class Link:
 
     def events(self) -> int:
         """What to poll the socket for."""
-        writable = self._queue and self._link_credit != 0
-        return select.EPOLLIN | (select.EPOLLOUT if writable else 0)
+        return select.EPOLLIN | (select.EPOLLOUT if self._queue else 0)
 
     def flush(self) -> None:
         """Write what the socket takes. Raises LinkClosedError."""
-        while self._queue and self._link_credit != 0:
-            pieces: list[memoryview] = []
-            at, left = self._front_sent, self._link_credit
-            for frame in list(self._queue) if len(self._queue) <= _GATHER else self._head():
-                piece = (
-                    memoryview(frame)[at:] if left is None else memoryview(frame)[at : at + left]
-                )
-                at = 0
-                pieces.append(piece)
-                if left is not None:
-                    left -= len(piece)
-                    if left <= 0:
-                        break
+        while self._queue:
+            pieces: list[bytes | memoryview] = [memoryview(self._queue[0])[self._front_sent :]]
+            pieces += [self._queue[at] for at in range(1, min(_GATHER, len(self._queue)))]
             try:
                 sent = self.sock.sendmsg(pieces, [], socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 return
             except OSError as error:
                 raise LinkClosedError(str(error)) from error
-            if self._link_credit is not None:
-                self._link_credit -= sent
             sent += self._front_sent
             while self._queue and sent >= len(self._queue[0]):
                 sent -= len(self._queue.popleft())
             self._front_sent = sent
-
-    def _head(self) -> list[bytes]:
-        return [self._queue[number] for number in range(_GATHER)]
 
     def receive(self) -> list[protocol.Frame]:
         """The frames that have arrived. Raises LinkClosedError or protocol.ProtocolError."""
@@ -111,23 +94,13 @@ class Link:
         """Take the agent's HELLO: its facts. Raises ProtocolError for absurd ones."""
         facts = protocol.decode_json(body)
         version, window = facts.get("version"), facts.get("window")
-        link_window = facts.get("link_window")
         if version != protocol.VERSION:
             raise protocol.ProtocolError(f"agent speaks version {version!r}")
         low, high = _WINDOW_RANGE
         if not isinstance(window, int) or not low <= window <= high:
             raise protocol.ProtocolError(f"window {window!r} is not between {low} and {high}")
-        if not isinstance(link_window, int) or not (link_window == 0 or low <= link_window <= high):
-            raise protocol.ProtocolError(f"link window {link_window!r} is out of range")
         self.window = window
-        self._link_credit = link_window or None
         return facts
-
-    def acknowledged(self, body: bytes) -> None:
-        """CREDIT on stream 0: so many bytes of the link have been read by the guest."""
-        if self._link_credit is None:
-            raise protocol.ProtocolError("credit for a link that counts none")
-        self._link_credit = min(self._link_credit + protocol.decode_credit(body), 1 << 20)
 
     def close(self) -> None:
         self.sock.close()

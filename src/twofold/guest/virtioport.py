@@ -1,13 +1,11 @@
-"""The two ports an agent can speak through: virtio-serial and a 16550 serial line.
+"""The agent's port on virtio hardware: virtio-serial.
 
-Both are non-blocking descriptors. What differs is how much one call moves and who guards against
-overruns: virtio has flow control of its own, a serial line's receive buffer simply drops bytes
-when the reader is late, so the host is told how much may be under way (``link_window``).
+One call of the kernel's driver moves 32 KiB out and one page in; readv and writev repeat it inside
+the kernel, so that the interpreter, slow under emulation, is asked once per quarter megabyte.
 """
 
 import os
 import select
-import termios
 import time
 from collections import deque
 
@@ -20,7 +18,6 @@ class VirtioPort:
     """A virtio-serial port. One call of readv or writev moves many of the driver's small units."""
 
     window = 262144
-    link_window = 0
 
     def __init__(self, device: str) -> None:
         self.fd = os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -56,33 +53,3 @@ class VirtioPort:
         poll.register(self.fd, select.POLLOUT)
         while any(events & select.POLLHUP for _, events in poll.poll(1000)):
             time.sleep(0.005)
-
-
-class SerialPort:
-    """A 16550 in raw mode."""
-
-    window = 32768
-    # The kernel's receive buffer drops what exceeds 64 KiB; half of it leaves room for slips.
-    link_window = 32768
-
-    def __init__(self, device: str) -> None:
-        self.fd = os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        attributes = termios.tcgetattr(self.fd)
-        attributes[0] = attributes[1] = attributes[3] = 0
-        attributes[2] = termios.CS8 | termios.CREAD | termios.CLOCAL
-        attributes[4] = attributes[5] = termios.B115200
-        attributes[6][termios.VMIN] = 1
-        attributes[6][termios.VTIME] = 0
-        termios.tcsetattr(self.fd, termios.TCSANOW, attributes)
-
-    def read(self) -> bytes | None:
-        try:
-            return os.read(self.fd, 65536)
-        except BlockingIOError:
-            return None
-
-    def write(self, frames: deque[bytes], offset: int) -> int:
-        return os.write(self.fd, memoryview(frames[0])[offset:])
-
-    def wait_for_host(self) -> None:
-        """A serial line has no ends that open or close."""
