@@ -1,0 +1,161 @@
+"""Facts about virtual machines: acceleration, QEMU, firmware, the kernel they boot."""
+
+import json
+import os
+import queue
+import threading
+from collections.abc import Iterable
+
+from twofold.daemon.doctor.fact import DEGRADED, MISSING, OK, Fact
+from twofold.daemon.doctor.survey import Survey, program, said
+from twofold.hypervisor import jail, kernel_source, kvm_probe
+
+GROUP = "machines"
+_FIRMWARE_DIRECTORIES = ("/usr/share/seabios", "/usr/share/qemu", "/usr/share/ovmf")
+_OVMF = (
+    "/usr/share/OVMF/OVMF_CODE_4M.fd",
+    "/usr/share/OVMF/OVMF_CODE.fd",
+    "/usr/share/edk2/ovmf/OVMF_CODE.fd",
+    "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
+    "/usr/share/qemu/ovmf-x86_64-code.bin",
+)
+
+
+def acceleration(survey: Survey) -> Iterable[Fact]:
+    """Whether KVM really runs a guest, and how fast: a device that opens proves nothing."""
+    cache_file = f"{survey.paths.cache}/kvm.json"
+    answers: queue.SimpleQueue[kvm_probe.KvmProbe] = queue.SimpleQueue()
+    # The first probe since the host's boot may take longer than a reader waits; it goes on and
+    # leaves its answer in the cache.
+    threading.Thread(target=lambda: answers.put(kvm_probe.probe(cache_file)), daemon=True).start()
+    try:
+        result = answers.get(timeout=max(0.05, survey.remaining_s() - 0.2))
+    except queue.Empty:
+        yield _kvm(DEGRADED, "", "the probe takes longer than usual", "twofold doctor    # again")
+        return
+    speed = result.instructions_per_second
+    figure = f"{speed / 1e6:.1f} million instructions/s" if speed else ""
+    if result.usable:
+        yield _kvm(OK, f"runs guests: {figure}", "", "")
+        return
+    fix = "enable virtualisation in the firmware, or nested virtualisation of the host above"
+    if not os.path.exists("/dev/kvm"):
+        fix = f"{fix}; then: modprobe -a kvm_intel kvm_amd"
+    reason = f"{result.reason}; virtual machines are emulated (TCG), several times slower"
+    yield _kvm(DEGRADED, figure or "not usable", reason, fix)
+
+
+def _kvm(status: str, value: str, reason: str, fix: str) -> Fact:
+    return Fact(
+        id="kvm",
+        title="Hardware virtualisation",
+        group=GROUP,
+        status=status,
+        value=value,
+        reason=reason,
+        fix=fix,
+    )
+
+
+def qemu(survey: Survey) -> Iterable[Fact]:
+    there = os.access(jail.QEMU, os.X_OK)
+    version = said([jail.QEMU, "--version"], timeout_s=survey.remaining_s()) if there else ""
+    yield Fact(
+        id="qemu",
+        title="QEMU",
+        group=GROUP,
+        status=OK if there else MISSING,
+        value=f"{version or 'version unknown'} in {jail.QEMU}" if there else "",
+        reason="" if there else f"{jail.QEMU} is missing: no virtual machines",
+        fix="" if there else survey.install("qemu-system-x86"),
+    )
+    found = program("qemu-img")
+    yield Fact(
+        id="qemu-img",
+        title="qemu-img",
+        group=GROUP,
+        status=OK if found else DEGRADED,
+        value=found or "",
+        reason="" if found else "disk images cannot be inspected or converted",
+        fix="" if found else survey.install("qemu-utils"),
+    )
+
+
+def firmware(survey: Survey) -> Iterable[Fact]:
+    places = [f"{directory}/bios-256k.bin" for directory in _FIRMWARE_DIRECTORIES]
+    bios = next((path for path in places if os.path.exists(path)), "")
+    yield Fact(
+        id="seabios",
+        title="BIOS firmware (SeaBIOS)",
+        group=GROUP,
+        status=OK if bios else MISSING,
+        value=bios,
+        reason="" if bios else "bios-256k.bin is missing: virtual machines do not start",
+        fix="" if bios else survey.install("seabios"),
+    )
+    uefi = next((path for path in _OVMF if os.path.exists(path)), "")
+    yield Fact(
+        id="ovmf",
+        title="UEFI firmware (OVMF)",
+        group=GROUP,
+        status=OK if uefi else DEGRADED,
+        value=uefi,
+        reason="" if uefi else "systems that boot by UEFI only cannot be run; OCI images can",
+        fix="" if uefi else survey.install("ovmf"),
+    )
+
+
+def shares(survey: Survey) -> Iterable[Fact]:
+    there = os.access(jail.DIOD, os.X_OK)
+    yield Fact(
+        id="diod",
+        title="Shares for emulated hardware",
+        group=GROUP,
+        status=OK if there else DEGRADED,
+        value=jail.DIOD if there else "",
+        reason="" if there else "-v does not work with --hardware emulated",
+        fix="" if there else survey.install("diod"),
+    )
+
+
+def kernel_bundle(survey: Survey) -> Iterable[Fact]:
+    kernels = survey.paths.kernels
+    kept = kernel_source.load(f"{kernels}/linux")
+    if kept is not None:
+        bundles = _bundles(kernels, kept.release)
+        value = f"{kept.release}, {'built' if bundles else 'the bundle is built with the first VM'}"
+        yield _bundle(OK, value, "", "")
+        return
+    if program("apt-get") and program("dpkg-deb"):
+        value = "not there yet: fetched from the distribution's archive with the first VM"
+        yield _bundle(OK, value, "", "")
+        return
+    reason = "not there, and no apt to fetch it with; a generic kernel in /boot would be taken"
+    yield _bundle(DEGRADED, "not there yet", reason, "install the distribution's standard kernel")
+
+
+def _bundles(kernels: str, release: str) -> list[str]:
+    found = []
+    for name in os.listdir(kernels):
+        try:
+            with open(f"{kernels}/{name}/bundle.json", encoding="utf-8") as file:
+                if json.load(file).get("release") == release:
+                    found.append(name)
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def _bundle(status: str, value: str, reason: str, fix: str) -> Fact:
+    return Fact(
+        id="kernel-bundle",
+        title="Kernel of virtual machines",
+        group=GROUP,
+        status=status,
+        value=value,
+        reason=reason,
+        fix=fix,
+    )
+
+
+CHECKS = (acceleration, qemu, firmware, shares, kernel_bundle)
