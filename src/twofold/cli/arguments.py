@@ -29,7 +29,13 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Narrow enough for a quarter of a screen, wide enough for our longest flag."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30)
+        # Made for every add_argument: without a width argparse imports shutil, and with it the
+        # compression modules (6 ms).
+        try:
+            columns = os.get_terminal_size(1).columns
+        except OSError:
+            columns = 80
+        super().__init__(prog, max_help_position=30, width=min(columns, 100) - 2)
 
 
 class Parser(argparse.ArgumentParser):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
 
 from twofold.cli.arguments import Parser, UsageError
@@ -26,7 +25,7 @@ DESCRIPTION = """\
 Into a directory that is there: under the same name. Otherwise the last part of DST is the new
 name. SRC ending in /. means what is in the directory. - is a tar stream on stdin or stdout.
 Copies belong to you on the host, to root inside; -a keeps the numbers of owners. Setuid bits,
-devices and FIFOs never reach the host."""
+devices and FIFOs never reach the host; leaving something out makes the exit code 1."""
 READ_BYTES = 256 << 10
 
 
@@ -45,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
         )
     client = Client(Paths(args.root))
     if source:
-        _copy_out(client, *source, args.target, keep_ids=args.archive)
-    elif target:
+        return 1 if _copy_out(client, *source, args.target, keep_ids=args.archive) else 0
+    if target:
         _copy_in(client, args.source, *target, keep_ids=args.archive)
     return 0
 
@@ -65,33 +64,30 @@ def _archive(name: str, path: str) -> str:
     return url("instances", name, "archive", path=path)
 
 
-def _copy_out(client: Client, name: str, path: str, target: str, *, keep_ids: bool) -> None:
+def _copy_out(client: Client, name: str, path: str, target: str, *, keep_ids: bool) -> int:
+    """Returns how many entries were left out."""
     pieces = client.request("GET", _archive(name, path), accept="application/x-tar").chunks()
     if target == "-":
         if os.isatty(1):
             raise UsageError("a tar stream is not for a terminal", hint="redirect it to a file")
         for piece in pieces:
             sys.stdout.buffer.write(piece)
-        return
+        return 0
     from twofold.cli import hosttar
 
     stream = hosttar.PieceReader(pieces)
     inside_only = path.endswith("/.")
     if os.path.isdir(target):
-        hosttar.unpack(stream, target, rename="." if inside_only else "", keep_ids=keep_ids)
-        return
-    if os.path.lexists(target) and not os.path.islink(target) and not _is_file(target):
-        # A pipe, a terminal, /dev/null: written to, never replaced.
-        descriptor = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
+        rename = "." if inside_only else ""
+        return hosttar.unpack(stream, target, rename=rename, keep_ids=keep_ids)
+    if os.path.exists(target) and (os.path.islink(target) or not os.path.isfile(target)):
+        # A pipe, a terminal, /dev/null, a link such as /dev/stdout: written to, never replaced.
+        descriptor = os.open(target, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
         try:
             hosttar.copy_first_file(stream, descriptor)
         finally:
             os.close(descriptor)
-        return
-    if os.path.islink(target):
-        target = os.path.realpath(target)
-        if os.path.lexists(target) and not _is_file(target):
-            raise InvalidInput(f"target {target!r} is not a file", hint="name a file or directory")
+        return 0
     folder, base = os.path.split(target.rstrip("/"))
     if not os.path.isdir(folder or "."):
         raise NotFound(f"directory {folder!r} does not exist", hint=f"mkdir -p {folder}")
@@ -102,11 +98,7 @@ def _copy_out(client: Client, name: str, path: str, target: str, *, keep_ids: bo
         raise InvalidInput(
             f"{path!r} is a directory and {target!r} is a file", hint="name a directory"
         )
-    hosttar.unpack(first, folder or ".", rename=base, keep_ids=keep_ids)
-
-
-def _is_file(path: str) -> bool:
-    return stat.S_ISREG(os.lstat(path).st_mode)
+    return hosttar.unpack(first, folder or ".", rename=base, keep_ids=keep_ids)
 
 
 def _copy_in(client: Client, source: str, name: str, path: str, *, keep_ids: bool) -> None:

@@ -104,6 +104,8 @@ def _fact(value: object) -> object:
         return "yes" if value else "no"
     if isinstance(value, dict):
         return ", ".join(f"{key} {item}" for key, item in value.items())
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(end, int) for end in value):
+        return f"{value[0]} to {value[1]}"
     if isinstance(value, list):
         return [str(item) for item in value]
     return value
