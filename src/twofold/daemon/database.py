@@ -52,6 +52,11 @@ class Database:
         recovered_from = ""
         try:
             connection = _connect(path)
+        except OSError as error:
+            raise Unavailable(
+                f"cannot open the database {path}: {error.strerror}",
+                hint=f"check the rights and the disk of {os.path.dirname(path)}",
+            ) from error
         except sqlite3.DatabaseError as error:
             if _is_space(error):
                 raise _space(path, error) from error
@@ -232,7 +237,8 @@ def _apply(connection: sqlite3.Connection, script: str, version: int) -> None:
 
 
 def _connect(path: str) -> sqlite3.Connection:
-    # The daemon's umask gives 0600; `isolation_level=None`: BEGIN and COMMIT are ours.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    # `isolation_level=None`: BEGIN and COMMIT are ours.
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
     try:
         connection.execute("PRAGMA journal_mode = WAL").fetchone()

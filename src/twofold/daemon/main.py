@@ -61,7 +61,9 @@ async def serve(paths: Paths, *, ready_fd: int = -1) -> None:
     """Everything between lock and goodbye. Raises TwofoldError when it cannot start."""
     if os.geteuid() != 0:
         raise Forbidden("the daemon needs root", hint="sudo twofold serve")
-    os.umask(0o077)
+    # Other rooms make directories that unprivileged ids must pass (the jail); what is secret lies
+    # below ROOT, which is 0700, or is made with a mode of its own.
+    os.umask(0o022)
     async with AsyncExitStack() as stack:
         try:
             runplace.make_directories(paths)

@@ -1,10 +1,12 @@
 """The one place where the rooms meet: builds every part of a daemon and ties them together."""
 
+import asyncio
 import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from twofold.daemon import doctor
 from twofold.daemon.database import Database
 from twofold.daemon.keeper_link import KeeperLink
 from twofold.daemon.runplace import boot_id
@@ -112,7 +114,16 @@ async def _restore(house: House, rows: list[dict[str, object]]) -> None:
 
 async def doctor_report(house: House) -> list[dict[str, Any]]:
     """The host's facts, and what this daemon has to say about itself."""
-    facts: list[dict[str, Any]] = []
+    facts = await asyncio.to_thread(doctor.collect, house.paths)
     for warning in house.warnings:
-        facts.append({"name": "daemon", "status": "degraded", "reason": warning, "fix": ""})
-    return facts
+        facts.append(
+            doctor.Fact(
+                id="daemon",
+                title="daemon",
+                group="daemon",
+                status="degraded",
+                value="started with a warning",
+                reason=warning,
+            )
+        )
+    return [fact.to_dict() for fact in facts]

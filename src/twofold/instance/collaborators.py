@@ -1,7 +1,7 @@
 """What the lifecycle needs of other rooms, as shapes: the daemon fits the real ones in, and the
 unit tests fit in small fakes. Only what is used is named."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -78,9 +78,8 @@ class Machines(Protocol):
 
     async def make_data_disk(self, path: str) -> None: ...
 
-    async def qmp(self, run_dir: str, commands: Sequence[str]) -> None:
-        """Give ``stop`` or ``cont`` to the QEMU of a running VM."""
-        ...
+    async def pause(self, run_dir: str) -> None: ...
+    async def resume(self, run_dir: str) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

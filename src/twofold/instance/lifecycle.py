@@ -41,6 +41,7 @@ class Lifecycle:
         self._keeper = rooms.keeper
         self._records = rooms.records
         self._networks = rooms.networks
+        self._said: set[str] = set()
 
     def wall(self, record: Record) -> Wall:
         return self._walls[record.spec.isolation.value]
@@ -75,7 +76,10 @@ class Lifecycle:
                 record.cancel_start = None
             warnings = [*planned.warnings, *reply.get("warnings", ())]
             for warning in warnings:
-                operation.warn(warning)
+                # What this host lacks is the same at every start: said once, kept in `show`.
+                if warning not in self._said:
+                    self._said.add(warning)
+                    operation.warn(warning)
             self._records.save(
                 record,
                 state=State.RUNNING,

@@ -5,14 +5,10 @@ what the probe measured, never what a device node promises.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TypeVar
 
-from qemu.qmp import QMPClient, QMPError
-
-from twofold.errors import Unavailable
-from twofold.hypervisor import jail, kernel
+from twofold.hypervisor import jail, kernel, kvm_probe, qmp
 from twofold.instance.collaborators import MachineParts
 from twofold.model.paths import Paths
 from twofold.operations import Operation
@@ -20,47 +16,33 @@ from twofold.storage import disk
 
 T = TypeVar("T")
 
-QMP_TIMEOUT_S = 10.0
 DATA_DISK_BYTES = 16 << 30  # sparse: what a guest never writes costs nothing
-
-
-@dataclass(frozen=True, kw_only=True)
-class Accelerator:
-    """``tcg`` or ``kvm``, and why."""
-
-    name: str
-    reason: str
-
-
-def choose_accelerator() -> Accelerator:
-    return Accelerator(name="tcg", reason="hardware virtualisation was not probed")
 
 
 class MachineShop:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._one_at_a_time = asyncio.Lock()
-        self._accelerator: Accelerator | None = None
+        self._kvm: kvm_probe.KvmProbe | None = None
 
     async def parts(self, operation: Operation) -> MachineParts:
         """Quick when all is there: three looks at the disk. Raises Unsupported without QEMU."""
         async with self._one_at_a_time:
             jail_dir = await self._made(operation, "Preparing QEMU", self._jail)
             bundle = await self._made(operation, "Preparing the guest kernel", self._kernel)
-            if self._accelerator is None:
-                async with operation.step("Probing for hardware virtualisation"):
-                    self._accelerator = await asyncio.to_thread(choose_accelerator)
-                if self._accelerator.name != "kvm":
+            if self._kvm is None:
+                cache = f"{self._paths.cache}/kvm.json"
+                self._kvm = await asyncio.to_thread(kvm_probe.probe, cache)
+                if not self._kvm.usable:
                     operation.warn(
-                        f"virtual machines run emulated: {self._accelerator.reason}",
-                        "twofold doctor",
+                        f"virtual machines run emulated: {self._kvm.reason}", "twofold doctor"
                     )
         return MachineParts(
             jail=jail_dir,
             boot=bundle.directory,
             disk="",
-            accelerator=self._accelerator.name,
-            accelerator_reason=self._accelerator.reason,
+            accelerator="kvm" if self._kvm.usable else "tcg",
+            accelerator_reason=self._kvm.reason,
             kernel=bundle.release,
         )
 
@@ -93,19 +75,8 @@ class MachineShop:
     async def make_data_disk(self, path: str) -> None:
         await asyncio.to_thread(disk.data_disk, path, DATA_DISK_BYTES, self._paths.cache)
 
-    async def qmp(self, run_dir: str, commands: Sequence[str]) -> None:
-        """Raises Unavailable when QEMU does not answer in time."""
-        client = QMPClient("twofold")
-        try:
-            async with asyncio.timeout(QMP_TIMEOUT_S):
-                await client.connect(f"{run_dir}/qmp.sock")
-                try:
-                    for command in commands:
-                        await client.execute(command)
-                finally:
-                    await client.disconnect()
-        except (QMPError, OSError, TimeoutError) as error:
-            raise Unavailable(
-                f"QEMU did not take {', '.join(commands)}: {error or 'no answer'}",
-                hint="twofold logs --console NAME",
-            ) from error
+    async def pause(self, run_dir: str) -> None:
+        await qmp.pause(f"{run_dir}/qmp.sock")
+
+    async def resume(self, run_dir: str) -> None:
+        await qmp.resume(f"{run_dir}/qmp.sock")

@@ -118,10 +118,10 @@ class VmWall:
         return Planned(plan=made, facts=facts)
 
     async def pause(self, record: Record, run_dir: str) -> None:
-        await self._machines.qmp(run_dir, ["stop"])
+        await self._machines.pause(run_dir)
 
     async def resume(self, record: Record, run_dir: str) -> None:
-        await self._machines.qmp(run_dir, ["cont"])
+        await self._machines.resume(run_dir)
 
 
 def check_volumes(spec: InstanceSpec) -> None:
