@@ -43,8 +43,9 @@ class Child:
         self._rest = b""
         try:
             self._process = subprocess.Popen(
-                # setpriv: a thread that waits here is the parent; when it dies, so does the child.
-                ["setpriv", "--pdeathsig", "TERM", *argv],
+                # The thread that waits here is the parent; when it dies, so does the child. By
+                # SIGKILL, because unshare(1) with a child of its own ignores SIGTERM.
+                ["setpriv", "--pdeathsig", "KILL", *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if piped else subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from twofold.errors import NoSpace, TwofoldError
 from twofold.linux.openat2 import RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, openat2
 
+# A file in a working directory that names one more directory of the same work, in a place that
+# is on another file system or open to others.
+ELSEWHERE = "elsewhere"
+ELSEWHERE_PREFIX = "twofold-build."
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
@@ -64,11 +68,23 @@ def remove_stale(parent: str) -> None:
         fd = os.open(entry.path, _DIRECTORY)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_elsewhere(entry.path)
             remove_tree(entry.path)
         except BlockingIOError:
             pass  # its maker lives
         finally:
             os.close(fd)
+
+
+def _remove_elsewhere(place: str) -> None:
+    try:
+        with open(os.path.join(place, ELSEWHERE), encoding="utf-8") as file:
+            path = file.read(4096)
+    except OSError:
+        return
+    if os.path.basename(path).startswith(ELSEWHERE_PREFIX) and os.path.lexists(path):
+        if os.lstat(path).st_uid == os.geteuid():  # nobody else's of the same name
+            remove_tree(path)
 
 
 def remove_tree(path: str) -> None:

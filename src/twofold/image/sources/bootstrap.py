@@ -9,7 +9,9 @@ Refuses package names that apt could read as something else. Services are instal
 
 import os
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from twofold.errors import Conflict, InvalidInput, NotFound, TwofoldError
@@ -20,7 +22,7 @@ from twofold.image.sources import aptsources
 from twofold.image.sources.aptsources import HostArchive
 from twofold.image.sources.file import describe_layers
 from twofold.image.store import ImageStore
-from twofold.image.workspace import remove_tree
+from twofold.image.workspace import ELSEWHERE, ELSEWHERE_PREFIX, remove_tree, storage_errors
 from twofold.model.image import Image
 
 BASE_PACKAGES = (
@@ -37,8 +39,7 @@ REQUEST = "io.twofold.request"
 DEFAULT_SUITE = "bookworm"
 _SUITE = re.compile(r"[a-z][a-z0-9-]{1,31}\Z")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{1,100}\Z")
-_TEMPORARY = re.compile(r"I: using (\S+) as tempdir\Z")
-_KEPT_ENVIRONMENT = ("PATH", "http_proxy", "https_proxy", "no_proxy", "TMPDIR")
+_KEPT_ENVIRONMENT = ("PATH", "http_proxy", "https_proxy", "no_proxy")
 
 # Its mounts (the host's /dev among them) and its processes are in namespaces that die with it: what
 # is left on disk after a kill is a plain directory.
@@ -200,15 +201,12 @@ class _Listener:
         self._progress = progress
         self._fraction = 0.0
         self._message = "starting mmdebstrap"
-        self.temporary = ""
         self.errors: list[str] = []
 
     def line(self, text: str) -> None:
         for start, fraction, message in _STAGES:
             if text.startswith(f"I: {start}"):
                 self._fraction, self._message = fraction, message
-        if match := _TEMPORARY.match(text):
-            self.temporary = match[1]
         if text.startswith("E: "):
             self.errors = [*self.errors[-9:], text]
 
@@ -225,27 +223,26 @@ def _run(
     listener = _Listener(progress)
     env = {key: os.environ[key] for key in _KEPT_ENVIRONMENT if key in os.environ}
     env.setdefault("PATH", config.DEFAULT_PATH)
-    env.setdefault("TMPDIR", "/var/tmp")  # /tmp may be memory
     env.update(LC_ALL="C.UTF-8", DEBIAN_FRONTEND="noninteractive")
-    try:
-        with Child(
+    with (
+        _temporary(working) as env["TMPDIR"],
+        Child(
             argv,
             line=listener.line,
             tick=listener.tick,
             piped=True,
             env=env,
             hint="apt install mmdebstrap",
-        ) as child:
-            try:
-                found = store.add_layer(
-                    child, working=working, progress=listener.unpacked, finish=child.require_success
-                )
-            except TwofoldError as error:
-                if not child.failed():
-                    raise
-                raise _failure(child.last_lines, listener.errors) from error
-    finally:
-        _remove_temporary(listener.temporary, env["TMPDIR"])
+        ) as child,
+    ):
+        try:
+            found = store.add_layer(
+                child, working=working, progress=listener.unpacked, finish=child.require_success
+            )
+        except TwofoldError as error:
+            if not child.failed():
+                raise
+            raise _failure(child.last_lines, listener.errors) from error
     layer = manifest.Descriptor(
         digest=found.diff_id, size_bytes=found.stream_size_bytes, media_type=manifest.OCI_LAYER
     )
@@ -260,10 +257,21 @@ def _failure(last_lines: list[str], errors: list[str]) -> TwofoldError:
     )
 
 
-def _remove_temporary(path: str, parent: str) -> None:
-    """What a killed mmdebstrap leaves. Its mounts went with its own mount namespace."""
-    if re.fullmatch(re.escape(parent.rstrip("/")) + r"/mmdebstrap\.[A-Za-z0-9_]+", path):
-        if os.path.isdir(path) and not os.path.islink(path):
+@contextmanager
+def _temporary(working: str) -> Iterator[str]:
+    """Where mmdebstrap builds its root: outside the store, because apt's own user must get there.
+
+    The working directory notes the place, so that it goes even when this process is killed.
+    """
+    parent = os.environ.get("TMPDIR", "/var/tmp")  # /tmp may be memory
+    with storage_errors(f"make a directory in {parent}"):
+        path = tempfile.mkdtemp(prefix=ELSEWHERE_PREFIX, dir=parent)
+        try:
+            with open(os.path.join(working, ELSEWHERE), "w", encoding="utf-8") as file:
+                file.write(path)
+            os.chmod(path, 0o755)
+            yield path
+        finally:
             remove_tree(path)
 
 
