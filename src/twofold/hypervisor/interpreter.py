@@ -20,20 +20,10 @@ _SITE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__
 # compiler? Docstrings are dropped (optimize=2): a quarter less to read in every guest.
 _SURVEY = r"""
 import sys
-site, imports, late = sys.argv[1], sys.argv[2].split(","), sys.argv[3].split(",")
+site, imports = sys.argv[1], sys.argv[2].split(",")
 sys.path.insert(0, site)
-def load(names):
-    for name in filter(None, names):
-        __import__(name)
-load(imports)
-try:
-    import twofold.guest.manifest as manifest
-except ImportError:
-    manifest = None
-load(getattr(manifest, "AGENT_MODULES", ()))
-load(getattr(manifest, "STDLIB_MODULES", ()))
-load(late)
-load(["encodings.ascii", "encodings.latin_1", "encodings.utf_8"])
+for name in [*imports, "encodings.ascii", "encodings.latin_1", "encodings.utf_8"]:
+    __import__(name)
 import os  # frozen, but os.pyc on disk is how the interpreter recognises its library
 rows = []
 for name, module in sorted(sys.modules.items()):
@@ -81,9 +71,9 @@ def find() -> str:
     )
 
 
-def survey(binary: str, *, imports: tuple[str, ...], late: tuple[str, ...] = ()) -> Interpreter:
-    """What importing ``imports`` (and then ``late``) in that interpreter needs on disk."""
-    argv = [binary, "-I", "-S", "-c", _SURVEY, _SITE, ",".join(imports), ",".join(late)]
+def survey(binary: str, imports: tuple[str, ...]) -> Interpreter:
+    """What importing these modules in that interpreter needs on disk."""
+    argv = [binary, "-I", "-S", "-c", _SURVEY, _SITE, ",".join(imports)]
     version, rows = ast.literal_eval(_run(argv, "looking at what the agent imports"))
     modules = {name: path for name, path, _ in rows if path.endswith(".py")}
     extensions = {name: path for name, path, _ in rows if not path.endswith(".py")}

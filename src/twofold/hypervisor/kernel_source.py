@@ -29,6 +29,7 @@ _META_PACKAGE = "linux-image-amd64"
 # From the x86 boot protocol: where the compressed kernel lies, counted from the protected-mode
 # code, which starts after the set-up sectors.
 _SETUP_SECTORS, _PAYLOAD_OFFSET, _PAYLOAD_LENGTH = 0x1F1, 0x248, 0x24C
+_HEADER_BYTES = 0x250
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +76,15 @@ def load(folder: str) -> Kernel | None:
 
 def extract_vmlinux(bzimage: bytes) -> bytes:
     """The ELF kernel inside a bzImage. Raises Corrupt when there is none."""
-    if bzimage[0x202:0x206] == b"" or bzimage[0x1FE:0x200] != b"\x55\xaa":
+    if len(bzimage) < _HEADER_BYTES or bzimage[0x1FE:0x200] != b"\x55\xaa":
         raise Corrupt("the kernel image is not a bzImage (no boot sector signature)")
     sectors = bzimage[_SETUP_SECTORS] or 4
     offset, length = struct.unpack_from("<II", bzimage, _PAYLOAD_OFFSET)
     start = (sectors + 1) * 512 + offset
-    elf = _decompress(bzimage[start : start + length])
+    try:
+        elf = _decompress(bzimage[start : start + length])
+    except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+        raise Corrupt(f"the kernel image cannot be unpacked: {error}") from None
     if elf[:4] != b"\x7fELF":
         raise Corrupt("the kernel image's payload is not an ELF file")
     return elf
@@ -92,12 +96,18 @@ def _decompress(payload: bytes) -> bytes:
     magic = payload[:6]
     if magic[:2] == b"\x1f\x8b":
         return gzip.decompress(payload)
+    stream: lzma.LZMADecompressor | bz2.BZ2Decompressor | None = None
     if magic == b"\xfd7zXZ\x00":
-        return lzma.LZMADecompressor().decompress(payload)
-    if magic[:3] == b"BZh":
-        return bz2.BZ2Decompressor().decompress(payload)
-    if magic[:3] == b"\x5d\x00\x00":
-        return lzma.LZMADecompressor(lzma.FORMAT_ALONE).decompress(payload)
+        stream = lzma.LZMADecompressor()
+    elif magic[:3] == b"\x5d\x00\x00":
+        stream = lzma.LZMADecompressor(lzma.FORMAT_ALONE)
+    elif magic[:3] == b"BZh":
+        stream = bz2.BZ2Decompressor()
+    if stream is not None:
+        data = stream.decompress(payload)
+        if not stream.eof:
+            raise Corrupt("the kernel image is cut short")
+        return data
     program = {b"\x28\xb5\x2f\xfd": "zstd", b"\x02\x21\x4c\x18": "lz4"}.get(magic[:4])
     if program is None:
         raise Corrupt(f"the kernel image is packed in an unknown way (starts with {magic.hex()})")
