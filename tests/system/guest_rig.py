@@ -1,4 +1,4 @@
-"""A real guest under a real monitor, without daemon, keeper and sandbox: what the agent's tests use.
+"""A real guest under a real monitor, without daemon, keeper and sandbox, for the agent's tests.
 
 The monitor runs in a forked child as it does under the keeper; the tests speak with it through the
 same three sockets.
@@ -54,7 +54,7 @@ class Session:
 
 
 class Guest:
-    """One machine. ``stdio`` of the payload: ``stdin`` (write), ``stdout`` and ``stderr`` (read)."""
+    """One machine. The payload's stdio: ``stdin`` (write), ``stdout`` and ``stderr`` (read)."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Guest:
         data_disk: bool = True,
         ready_timeout_s: float = 90.0,
         discard: bool = True,
-        replace: dict[str, str] | None = None,
+        initrd: str = "",
         stdio: tuple[int, int, int] | None = None,
         guest: dict[str, Any] | None = None,
         **process: Any,
@@ -89,8 +89,12 @@ class Guest:
         )
         built = machine.build(spec)
         argv = [word.replace("/boot/", f"{bundle.directory}/") for word in built.argv]
-        for old, new in (replace or {}).items():
-            argv = [new if word == old else word for word in argv]
+        if initrd:
+            argv[argv.index("-initrd") + 1] = initrd
+        if not data_disk:
+            argv = [
+                word.replace("twofold.data=/dev/vdb", "twofold.data=/dev/nope") for word in argv
+            ]
         config = {"hostname": "rig", "mode": "application", "process": PROCESS | process}
         vm = {
             "argv": argv,
@@ -211,7 +215,7 @@ class Guest:
             session.stdin = -1
             output = read_both(session.stdout, session.stderr)
             message = session.message()
-            assert message["event"] == "exit", message
+            assert message.get("event") == "exit", message
             return int(message["exit_code"]), *output
         finally:
             session.close()

@@ -26,6 +26,7 @@ from twofold.guest.identity import DEFAULT_PATH, find_executable
 from twofold.guest.netport import NetPort
 from twofold.guest.session import Session, execute
 from twofold.guest.virtioport import VirtioPort
+from twofold.linux.process import close_descriptors
 
 TYPE_CHECKING = False  # typing itself takes 50 ms to import in a guest
 if TYPE_CHECKING:
@@ -274,7 +275,8 @@ class Agent:
         session = Session(self, number, self._forget)
         if kind == "archive":
             direction, path = str(request["direction"]), str(request["path"])
-            session.start({}, lambda: self._archive(direction, path))
+            keep = (self._initrd_fd,)
+            session.start({}, lambda: self._archive(direction, path), keep=keep)
             session.announce()
         else:
             process = dict(request["process"])
@@ -363,6 +365,7 @@ class Agent:
     def _load_late_modules(self) -> None:
         if os.fork() == 0:
             try:
+                close_descriptors({0, 1, 2, self._initrd_fd})  # it would hold sessions' pipes open
                 os.nice(10)
                 boot.load_modules("modules.late", root_fd=self._initrd_fd)
             finally:

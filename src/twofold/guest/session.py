@@ -20,7 +20,7 @@ from twofold.errors import CommandNotExecutable, CommandNotFound, RuntimeFailed,
 from twofold.guest import protocol
 from twofold.guest.identity import DEFAULT_PATH, find_executable, look_up
 from twofold.linux import capabilities
-from twofold.linux.process import PR_SET_NO_NEW_PRIVS, prctl
+from twofold.linux.process import PR_SET_NO_NEW_PRIVS, close_descriptors, prctl
 
 TYPE_CHECKING = False  # typing itself takes 50 ms to import in a guest
 if TYPE_CHECKING:
@@ -198,13 +198,16 @@ class Session:
         self.inlet: Inlet | None = None
         self.outlets: dict[int, Outlet] = {}
 
-    def start(self, request: dict[str, Any], child: Callable[[], None]) -> None:
-        """Fork; ``child`` runs with stdio in place and execs or exits. It may raise."""
+    def start(
+        self, request: dict[str, Any], child: Callable[[], None], *, keep: tuple[int, ...] = ()
+    ) -> None:
+        """Fork; ``child`` runs with stdio and ``keep`` in place and execs or returns. May raise."""
         ours, theirs = self._open_terminal(request) if request.get("tty") else _open_pipes()
         error_read, error_write = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            _run_child(theirs, error_write, tty=bool(request.get("tty")), body=child)
+            tty = bool(request.get("tty"))
+            _run_child(theirs, error_write, tty=tty, keep=keep, body=child)
         for fd in {*theirs, error_write}:
             os.close(fd)
         for fd in {*ours, error_read}:
@@ -318,7 +321,9 @@ def _open_pipes() -> tuple[list[int], list[int]]:
     return ours, theirs
 
 
-def _run_child(stdio: list[int], error_fd: int, *, tty: bool, body: Callable[[], None]) -> None:
+def _run_child(
+    stdio: list[int], error_fd: int, *, tty: bool, keep: tuple[int, ...], body: Callable[[], None]
+) -> None:
     """In the child: take the descriptors, run ``body``, report what it raises. Never returns."""
     code = 125
     try:
@@ -328,6 +333,8 @@ def _run_child(stdio: list[int], error_fd: int, *, tty: bool, body: Callable[[],
         os.setsid()
         for target, fd in enumerate(stdio):
             os.dup2(fd, target)
+        # A child that does not exec would hold everybody's pipes open, its own stdin among them.
+        close_descriptors({0, 1, 2, error_fd, *keep})
         if tty:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         body()

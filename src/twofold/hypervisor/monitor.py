@@ -276,8 +276,8 @@ class Monitor(Watcher):
     def _send_config(self) -> None:
         """Everything in one go: configuration and payload; the guest works it off in order."""
         config = {name: item for name, item in self._guest.items() if name != "process"}
-        config.setdefault("time", time.time())
-        config.setdefault("entropy", os.urandom(32).hex())
+        # Taken now, not from the plan: booting took seconds, and a fork must not repeat either.
+        config |= {"time": time.time(), "entropy": os.urandom(32).hex()}
         process = dict(self._guest.get("process") or {})
         request: dict[str, Any] = {
             "kind": "init" if self._system else "payload",
