@@ -16,7 +16,6 @@ reached the disk. ``index.json`` is the one source of truth; what it does not re
 Thread-safe and process-safe. Knows nothing of instances: callers say which images they use.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -24,9 +23,8 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TypeVar
 
 from twofold.errors import Conflict, Corrupt, InvalidInput
 from twofold.image import config, document, manifest, names, workspace
@@ -36,6 +34,7 @@ from twofold.image.layer import OPAQUE, Limits
 from twofold.image.manifest import REF_NAME, Descriptor
 from twofold.image.merge import merge
 from twofold.image.progress import Progress, silent
+from twofold.image.storefiles import StoreFiles
 from twofold.image.tarstream import Reader
 from twofold.image.unpack import Unpacked, require_digest, unpack
 from twofold.image.workspace import locked, storage_errors
@@ -43,20 +42,17 @@ from twofold.linux.syncfs import syncfs
 from twofold.model.image import Image
 
 SOURCE = "io.twofold.source"
-_RESERVE_BYTES = 256 << 10
 _ROOMS = ("erofs", "blobs/sha256", "layers")  # what is cheap to remove comes first
 _Strings = list[str]  # the class below has a method called ``list``
 _Images = list[Image]
-_T = TypeVar("_T")
 
 
 class ImageStore:
     """See the module. ``paths_images`` is made when it is not there. Raises Corrupt, NoSpace."""
 
     def __init__(self, paths_images: str, *, limits: Limits | None = None) -> None:
-        self._root = paths_images
+        self._files = StoreFiles(paths_images)
         self._limits = limits or Limits()
-        self._tmp = os.path.join(paths_images, "tmp")
         self._index = os.path.join(paths_images, "index.json")
         self._known: dict[str, Image] = {}  # by digest: content never changes
         with storage_errors(f"open the image store {paths_images}"):
@@ -64,14 +60,14 @@ class ImageStore:
             os.chmod(paths_images, 0o700)
             for name in ("blobs/sha256", "layers", "erofs", "tmp"):
                 os.makedirs(os.path.join(paths_images, name), 0o700, exist_ok=True)
-            with self._writing():
-                workspace.remove_stale(self._tmp)
+            with self._files.writing():
+                workspace.remove_stale(self._files.tmp)
                 if not os.path.exists(os.path.join(paths_images, "oci-layout")):
-                    self._write("oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+                    self._files.write("oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
                 if not os.path.exists(self._index):
                     self._write_index([])
                 self._collect_unreachable()
-                self._keep_reserve()
+                self._files.keep_reserve()
 
     # -- questions -------------------------------------------------------------------------
 
@@ -114,14 +110,14 @@ class ImageStore:
 
     def layer_path(self, diff_id: str) -> str:
         """Where the unpacked layer is, or would be."""
-        return self._path(f"layers/{document.digest(diff_id, 'a layer')[7:]}")
+        return self._files.path(f"layers/{document.digest(diff_id, 'a layer')[7:]}")
 
     # -- names -----------------------------------------------------------------------------
 
     def tag(self, image: str, name: str) -> Image:
         """Let ``name`` mean ``image``; an image that had the name keeps its others."""
         wanted = names.normalise(name)
-        with storage_errors("write the image index"), self._writing():
+        with storage_errors("write the image index"), self._files.writing():
             index = self._read_index()
             digest = images.find(index, image)
             old = next(item for item in index if item.digest == digest)
@@ -135,7 +131,7 @@ class ImageStore:
         By digest, all names go, if there is only one or ``force`` is given. An image in use keeps
         its content: with ``force`` it only loses its names. Raises NotFound, Conflict.
         """
-        with storage_errors("write the image index"), self._writing():
+        with storage_errors("write the image index"), self._files.writing():
             index = self._read_index()
             digest = images.find(index, name)
             mine = [item for item in index if item.digest == digest]
@@ -158,12 +154,12 @@ class ImageStore:
                 kept.append(images.nameless(mine[0]))
             self._write_index(kept)
             self._collect_unreachable()
-            self._keep_reserve()
+            self._files.keep_reserve()
             return sorted(item.annotations.get(REF_NAME, item.digest) for item in gone)
 
     def collect(self, in_use: Collection[str]) -> _Strings:
         """Remove nameless images that no instance uses; returns their digests."""
-        with storage_errors("collect unused images"), self._writing():
+        with storage_errors("collect unused images"), self._files.writing():
             index = self._read_index()
             kept = [item for item in index if REF_NAME in item.annotations or item.digest in in_use]
             gone = sorted({item.digest for item in index} - {item.digest for item in kept})
@@ -177,9 +173,9 @@ class ImageStore:
     @contextmanager
     def working(self) -> Iterator[str]:
         """A directory for unfinished work, removed at the end; meanwhile nothing is collected."""
-        with locked(self._path("busy.lock"), fcntl.LOCK_SH):
-            with storage_errors("make a working directory"), self._writing():
-                path, alive = workspace.make(self._tmp)
+        with locked(self._files.path("busy.lock"), fcntl.LOCK_SH):
+            with storage_errors("make a working directory"), self._files.writing():
+                path, alive = workspace.make(self._files.tmp)
             try:
                 yield path
             finally:
@@ -258,9 +254,9 @@ class ImageStore:
             platform=("linux", parsed.architecture),
             annotations=notes,
         )
-        with storage_errors("store the image"), self._writing():
+        with storage_errors("store the image"), self._files.writing():
             for blob in (config_blob, manifest_blob):
-                self._write(f"blobs/sha256/{_digest(blob)[7:]}", blob)
+                self._files.write(f"blobs/sha256/{_digest(blob)[7:]}", blob)
             self._write_index(images.renamed(self._read_index(), new, wanted))
         return self.resolve(wanted)
 
@@ -269,10 +265,10 @@ class ImageStore:
     def erofs(self, image: Image, progress: Progress = silent) -> str:
         """The path of the merged image as an erofs file; built once, by one caller at a time."""
         hexadecimal = image.digest.partition(":")[2]
-        path = self._path(f"erofs/{hexadecimal}.erofs")
+        path = self._files.path(f"erofs/{hexadecimal}.erofs")
         if os.path.exists(path):
             return path
-        blob = self._path(f"blobs/sha256/{hexadecimal}")
+        blob = self._files.path(f"blobs/sha256/{hexadecimal}")
         with self.working() as working, self._alone(blob, progress):
             if os.path.exists(path):
                 return path  # somebody else built it while this call waited
@@ -334,7 +330,7 @@ class ImageStore:
             "mediaType": manifest.OCI_INDEX,
             "manifests": [manifest.to_json(item) for item in index],
         }
-        self._write("index.json", json.dumps(content, indent=1).encode())
+        self._files.write("index.json", json.dumps(content, indent=1).encode())
 
     def _image(self, items: images.Index) -> Image:
         first = items[0]
@@ -364,7 +360,7 @@ class ImageStore:
         )
 
     def _blob(self, digest: str) -> bytes:
-        path = self._path(f"blobs/sha256/{digest.partition(':')[2]}")
+        path = self._files.path(f"blobs/sha256/{digest.partition(':')[2]}")
         try:
             with open(path, "rb") as file:
                 data = file.read(document.MAX_BYTES + 1)
@@ -396,13 +392,13 @@ class ImageStore:
             syncfs(fd)  # every file of it, before its name says that it is complete
         finally:
             os.close(fd)
-        with self._writing():
+        with self._files.writing():
             if self._known_layer(found.diff_id) is not None:
                 return
             target = self.layer_path(found.diff_id)
-            self._discard(target)  # a leftover without its count
+            self._files.discard(target)  # a leftover without its count
             counted = json.dumps(asdict(found))
-            self._write(f"layers/{found.diff_id[7:]}.json", counted.encode())
+            self._files.write(f"layers/{found.diff_id[7:]}.json", counted.encode())
             os.rename(place, target)
             workspace.sync_directory(os.path.dirname(target))
 
@@ -411,7 +407,7 @@ class ImageStore:
 
         Within ``_writing``. An index that cannot be read reaches everything.
         """
-        with locked(self._path("busy.lock"), fcntl.LOCK_EX | fcntl.LOCK_NB) as idle:
+        with locked(self._files.path("busy.lock"), fcntl.LOCK_EX | fcntl.LOCK_NB) as idle:
             if not idle:
                 return
             blobs: set[str] = set()
@@ -429,59 +425,10 @@ class ImageStore:
             except (Corrupt, InvalidInput):
                 return
             for room, kept in zip(_ROOMS, (merged, blobs, layers), strict=True):
-                for name in os.listdir(self._path(room)):
+                for name in os.listdir(self._files.path(room)):
                     if name.removesuffix(".json") not in kept:
-                        self._discard(self._path(f"{room}/{name}"))
+                        self._files.discard(self._files.path(f"{room}/{name}"))
             self._known = {key: value for key, value in self._known.items() if key[7:] in blobs}
-
-    def _discard(self, path: str) -> None:
-        """Remove a file or tree; a tree is first moved, so that half of one never looks whole."""
-        if not os.path.isdir(path):
-            if os.path.lexists(path):
-                os.unlink(path)
-            return
-        place, alive = self._with_reserve(lambda: workspace.make(self._tmp))
-        try:
-            os.rename(path, os.path.join(place, "gone"))
-            workspace.remove_tree(place)
-        finally:
-            os.close(alive)
-
-    # -- files -----------------------------------------------------------------------------
-
-    def _path(self, name: str) -> str:
-        return os.path.join(self._root, name)
-
-    def _writing(self) -> AbstractContextManager[bool]:
-        return locked(self._path("lock"), fcntl.LOCK_EX)
-
-    def _write(self, name: str, data: bytes) -> None:
-        self._with_reserve(
-            lambda: workspace.write_atomically(self._path(name), data, spool=self._tmp)
-        )
-
-    def _with_reserve(self, act: Callable[[], _T]) -> _T:
-        """On a full disk, give up the reserve and try once more: it is kept for this."""
-        try:
-            return act()
-        except OSError as error:
-            reserve = self._path("reserve")
-            if error.errno != errno.ENOSPC or not os.path.exists(reserve):
-                raise
-            os.unlink(reserve)
-            return act()
-
-    def _keep_reserve(self) -> None:
-        path = self._path("reserve")
-        if os.path.exists(path):
-            return
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-        try:
-            os.posix_fallocate(fd, 0, _RESERVE_BYTES)
-        except OSError:
-            os.unlink(path)  # the disk is full or cannot: the next open tries again
-        finally:
-            os.close(fd)
 
 
 def _digest(data: bytes) -> str:
