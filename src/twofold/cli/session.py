@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
 COPY_BYTES = 256 << 10
+# What a payload wrote is in the pipe when it ends; what the keeper carries may still be under way.
 DRAIN_IDLE_S = 0.1
+DRAIN_RELAYED_IDLE_S = 5.0
+READER_LEFT_GRACE_S = 1.0
 IMPATIENT_S = 2.0
 DETACH_KEYS = b"\x10\x11"  # ctrl-p ctrl-q
 
@@ -59,6 +62,7 @@ class _Pump:
         self.ended = False  # the source has ended
         self.closed = False
         self.lost = ""  # why output could not be written
+        self.reader_left = False  # whoever read our output has gone
         self._detach = detach
         self._held = b""
         # Ours may be shared with a shell, which would be surprised by O_NONBLOCK.
@@ -103,10 +107,12 @@ class _Pump:
             except BlockingIOError:
                 select.select([], [self.sink], [])  # somebody made our stdout non-blocking
             except OSError as error:
-                if not isinstance(error, BrokenPipeError):
+                if isinstance(error, BrokenPipeError):
+                    self.reader_left = True
+                else:
                     self.lost = str(error.strerror)
                 self.ended = True
-                self.close()  # closing our end lets the payload see SIGPIPE itself
+                self.close()
                 return
 
     def _without_detach_keys(self, data: bytes) -> bytes:
@@ -148,12 +154,14 @@ class Session:
         self.tty = tty
         self.interactive = interactive
         self.direct = direct and not tty
+        self._drain_idle_s = DRAIN_IDLE_S if direct else DRAIN_RELAYED_IDLE_S
         self.detachable = detachable and tty and interactive
         self._pumps: list[_Pump] = []
         self._door: Door | None = None
         self._raw: terminal.RawMode | None = None
         self._interrupts: list[float] = []
         self._running = False
+        self._leave_at = 0.0
 
     def __enter__(self) -> Session:
         for name in FORWARDED[:4]:
@@ -244,6 +252,8 @@ class Session:
 
     def _copy(self, door: Door) -> int:
         while True:
+            if self._leave_at and time.monotonic() >= self._leave_at:
+                return 128 + signal.SIGPIPE
             poll = select.poll()
             poll.register(door.fileno(), select.POLLIN)
             readers, writers = {}, {}
@@ -259,7 +269,8 @@ class Session:
                 if not pump.sink_is_ours and not pump.waiting:
                     poll.register(pump.sink, 0)  # POLLERR: the payload has closed its stdin
                     writers[pump.sink] = pump
-            for descriptor, events in poll.poll():
+            timeout_s = self._time_left_without_reader(door)
+            for descriptor, events in poll.poll(None if timeout_s is None else timeout_s * 1000):
                 if descriptor == door.fileno():
                     code = self._on_message(door)
                     if code is not None:
@@ -272,6 +283,17 @@ class Session:
                         pump.write()
                     elif events & select.POLLERR:
                         pump.close()
+
+    def _time_left_without_reader(self, door: Door) -> float | None:
+        """Who read our output has gone (``… | head``): the payload gets the SIGPIPE it would have
+        got from its own pipe, and when it does not mind, we leave it to its log."""
+        if not any(pump.reader_left and pump.sink == 1 for pump in self._pumps):
+            return None
+        now = time.monotonic()
+        if not self._leave_at:
+            self._leave_at = now + READER_LEFT_GRACE_S
+            door.signal("SIGPIPE")
+        return max(self._leave_at - now, 0.0)
 
     def _on_message(self, door: Door) -> int | None:
         """The exit code when this was the last message."""
@@ -319,7 +341,7 @@ class Session:
             }
             for source in pumps:
                 poll.register(source, select.POLLIN)
-            ready = poll.poll(DRAIN_IDLE_S * 1000) if pumps else []
+            ready = poll.poll(self._drain_idle_s * 1000) if pumps else []
             if not ready:
                 break
             for source, _ in ready:
