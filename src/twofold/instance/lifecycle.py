@@ -90,7 +90,7 @@ class Lifecycle:
                 error=None,
                 ready_seconds=round(time.monotonic() - begun, 4),
                 warnings=warnings,
-                facts={**planned.facts, **(reply.get("facts") or {})},
+                facts={**planned.facts, **_guest_facts(reply.get("facts") or {})},
             )
 
     async def _start_steps(
@@ -361,6 +361,16 @@ class Lifecycle:
 
 def _say_booting(step: StepHandle, planned: Planned) -> None:
     step.progress(None, f"kernel {planned.facts.get('kernel', '')}".strip())
+
+
+def _guest_facts(said: dict[str, Any]) -> dict[str, Any]:
+    """Of what the agent says of its guest, that which a user asks for. Untrusted words."""
+    found: dict[str, Any] = {}
+    if isinstance(said.get("kernel"), str):
+        found["kernel"] = said["kernel"][:120]
+    if isinstance(said.get("uptime_s"), int | float):
+        found["agent_up_after_s"] = said["uptime_s"]
+    return found
 
 
 def _reason(event: dict[str, Any]) -> str | None:
