@@ -213,10 +213,12 @@ def test_a_terminal_is_a_terminal(wall: Wall, twofold_root: str, clone: Path) ->
         binary = str(clone / ".venv/bin/twofold")
         os.execv(binary, [binary, "exec", "-it", wall.name, "sh"])
     try:
-        os.write(master, b"stty rows 33 cols 99; tty; stty size; sleep 100\n")
+        os.write(master, b"stty rows 33 cols 99; tty; stty size; sed -u s/^/in/\n")
         seen = read_until(master, b"33 99")
         assert b"/dev/pts/" in seen
-        os.write(master, b"\x03")  # Ctrl-C ends sleep, not the shell
+        os.write(master, b"put\n")
+        read_until(master, b"input")  # sed has the terminal now
+        os.write(master, b"\x03")  # Ctrl-C ends sed, not the shell
         os.write(master, b"echo sur''vived; exit 5\n")
         read_until(master, b"survived")
         _, status = os.waitpid(pid, 0)

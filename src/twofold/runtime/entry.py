@@ -189,7 +189,8 @@ class Entry:
             done(None if exit_code == 0 else RuntimeFailed(f"the copy of {path!r} failed"))
 
         if self.sandbox.plan.vm is not None:
-            guest = GuestSession(self._loop, self._connect(), session, started, ended)
+            control = self._connect()
+            guest = GuestSession(self._loop, control, session, started, ended, says_done=True)
             guest.request({"op": "archive", "direction": direction, "path": path}, (fd,))
             return
         pid, sync = join.copy(self.sandbox, self._host, direction, path, fd)

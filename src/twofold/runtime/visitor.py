@@ -114,8 +114,11 @@ class GuestSession:
         session: Session,
         started: Outcome,
         ended: Callable[[int], None],
+        *,
+        says_done: bool = False,
     ) -> None:
         self._loop, self._control, self._session = loop, control, session
+        self._says_done = says_done
         self._started: Outcome | None = started
         self._ended = ended
         self._control.setblocking(False)
@@ -166,7 +169,8 @@ class GuestSession:
         if message is None:
             self._finish(RuntimeFailed("the VM ended"), 137)
         elif message.get("event") == "started":
-            self._resolve(None)
+            if not self._says_done:  # a copy may still fail, and then has its own words for it
+                self._resolve(None)
         elif message.get("event") == "exit":
             self._finish(None, int(message["exit_code"]))
         elif message.get("event") == "error":
