@@ -7,12 +7,17 @@ network namespace of the thread that opened it; open one per piece of work, it c
 
 import errno
 import os
+import select
 import socket
 import struct
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
+
+from twofold.linux import process
 
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
@@ -28,6 +33,8 @@ _IFLA_BRPORT_MODE = 4
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 5, 6, 15
 _IFF_UP = 1
+_IFLA_OPERSTATE, _OPER_UNKNOWN, _OPER_UP = 16, 0, 6
+_RTMGRP_LINK = 1
 _RT_TABLE_LOCAL = 255
 _RTN_UNICAST = 1
 _NLA_TYPE_MASK = 0x3FFF
@@ -53,6 +60,12 @@ class Route:
     oif: int
     gateway: str
     metric: int
+
+
+def _open_socket() -> socket.socket:
+    return socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+    )
 
 
 def _attribute(kind: int, data: bytes) -> bytes:
@@ -90,13 +103,38 @@ def _attributes(data: bytes) -> dict[int, bytes]:
 class Rtnetlink:
     """A conversation with the kernel. Every method raises OSError with the kernel's own words."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-        )
+    def __init__(self, opened: socket.socket | None = None) -> None:
+        self._socket = opened or _open_socket()
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
         self._sequence = 0
+
+    @classmethod
+    def inside(cls, pid: int) -> "Rtnetlink":
+        """A conversation about the network namespace of ``pid``.
+
+        A socket keeps the namespace that it was made in, so a thread goes there, makes one and
+        ends: no thread has to find its way back.
+        """
+        made: list[socket.socket | OSError] = []
+
+        def go() -> None:
+            try:
+                namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    process.setns(namespace, process.CLONE_NEWNET)
+                finally:
+                    os.close(namespace)
+                made.append(_open_socket())
+            except OSError as error:
+                made.append(error)
+
+        thread = threading.Thread(target=go, name=f"netns-{pid}")
+        thread.start()
+        thread.join()
+        if isinstance(made[0], OSError):
+            raise made[0]
+        return cls(made[0])
 
     def __enter__(self) -> "Rtnetlink":
         return self
@@ -121,7 +159,7 @@ class Rtnetlink:
         self, name: str, *, peer_name: str, peer_mac: str, peer_pid: int, mtu: int, master: int
     ) -> None:
         """Make a pair in one request: ``name`` here, down, on the bridge with index ``master``;
-        the peer already in the network namespace of ``peer_pid``."""
+        the peer already in the network namespace of ``peer_pid``, down as well."""
         peer = _ifinfo() + _text(_IFLA_IFNAME, peer_name) + _u32(_IFLA_MTU, mtu)
         peer += _attribute(_IFLA_ADDRESS, _mac(peer_mac)) + _u32(_IFLA_NET_NS_PID, peer_pid)
         info = _text(_IFLA_INFO_KIND, "veth")
@@ -139,7 +177,8 @@ class Rtnetlink:
         master: int | None = None,
     ) -> None:
         flags = _IFF_UP if up else 0
-        body = _ifinfo(self.index(name), flags=flags, change=0 if up is None else _IFF_UP)
+        body = _ifinfo(flags=flags, change=0 if up is None else _IFF_UP)
+        body += _text(_IFLA_IFNAME, name)
         if mtu is not None:
             body += _u32(_IFLA_MTU, mtu)
         if master is not None:
@@ -186,6 +225,26 @@ class Rtnetlink:
             return socket.if_nametoindex(name)
         except OSError as error:
             raise OSError(errno.ENODEV, f"there is no network link {name!r}") from error
+
+    def wait_until_sending(self, name: str, *, timeout_s: float) -> bool:
+        """Wait until the kernel acts on the carrier of ``name``: before, it drops what is sent.
+
+        Asking for the link makes kernels from 6.8 on catch up at once; older ones tell when they
+        have. False when they do not in time.
+        """
+        index = self.index(name)
+        with socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        ) as events:
+            events.bind((0, _RTMGRP_LINK))
+            bodies = list(self._exchange(_RTM_GETLINK, _REQUEST | _ACK, _ifinfo(index), name))
+            deadline = time.monotonic() + timeout_s
+            while not any(_is_sending(body, index) for body in bodies):
+                remaining_s = deadline - time.monotonic()
+                if remaining_s <= 0 or not select.select([events], [], [], remaining_s)[0]:
+                    return False
+                bodies = [body for _, _, body in _messages(events.recv(1 << 18))]
+        return True
 
     def links(self) -> list[Link]:
         found = []
@@ -269,6 +328,14 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
             return
         yield kind, sequence, data[offset + 16 : offset + length]
         offset += (length + 3) & ~3
+
+
+def _is_sending(body: bytes, index: int) -> bool:
+    """Whether this link message is about ``index`` and says that it is operational."""
+    if len(body) < 16 or struct.unpack_from("=i", body, 4)[0] != index:
+        return False
+    state = _attributes(body[16:]).get(_IFLA_OPERSTATE, b"\0")[0]
+    return state in (_OPER_UNKNOWN, _OPER_UP)
 
 
 def _raise_error(payload: bytes, name: str) -> None:

@@ -13,6 +13,7 @@ from twofold.model.paths import Paths
 from twofold.network import pool
 
 _DEFAULT_MTU = 1500
+_SENDING_TIMEOUT_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,9 @@ class Bridge:
                 master=bridge.index,
             )
             self._enable_port(netlink, host_link)
+            with Rtnetlink.inside(netns_pid) as far_end:
+                far_end.set_link(interface, up=True)
+            self._await_carrier(netlink)
 
     def attach_tap(self, host_link: str) -> None:
         """Put the existing tap ``host_link`` on the bridge. Raises OSError(ENODEV)."""
@@ -107,12 +111,18 @@ class Bridge:
             bridge = _need(netlink, self.name)
             netlink.set_link(host_link, mtu=bridge.mtu, master=bridge.index)
             self._enable_port(netlink, host_link)
+            self._await_carrier(netlink)
 
     def _enable_port(self, netlink: Rtnetlink, host_link: str) -> None:
         _write_sysctl(f"net/ipv6/conf/{host_link}/disable_ipv6", "1")
         # Hairpin: with br_netfilter active, an instance's call to its own published port is
         # translated inside the bridge and has to leave by the port that it came in by.
         netlink.set_port(host_link, hairpin=True, up=True)
+
+    def _await_carrier(self, netlink: Rtnetlink) -> None:
+        """The first port gives the bridge its carrier; until the kernel has noticed, the host's
+        first answer would be dropped, and the instance would ask again a second later."""
+        netlink.wait_until_sending(self.name, timeout_s=_SENDING_TIMEOUT_S)
 
     def detach(self, host_link: str) -> None:
         """Remove a veth pair; a tap goes with its holder's descriptor but leaves the bridge now."""

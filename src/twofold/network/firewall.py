@@ -66,23 +66,26 @@ def remove_ports(table: str, ports: Iterable[PublishedPort]) -> str:
 
 
 def add_plug(table: str, plug: Plug) -> str:
-    mac, link = _plug_elements(plug)
-    return (
-        f"add element bridge {table} macs {{ {mac} }}\n"
-        f"add element bridge {table} links {{ {link} }}\n"
+    return "".join(
+        f"add element bridge {table} {name} {{ {element} }}\n"
+        for name, element in _plug_elements(plug).items()
     )
 
 
 def remove_plug(table: str, plug: Plug) -> str:
-    mac, link = _plug_elements(plug)
-    return add_plug(table, plug) + (
-        f"delete element bridge {table} macs {{ {mac} }}\n"
-        f"delete element bridge {table} links {{ {link} }}\n"
+    return add_plug(table, plug) + "".join(
+        f"delete element bridge {table} {name} {{ {element} }}\n"
+        for name, element in _plug_elements(plug).items()
     )
 
 
-def _plug_elements(plug: Plug) -> tuple[str, str]:
-    return f'"{plug.host_link}" . {plug.mac}', f'"{plug.host_link}" . {plug.mac} . {plug.address}'
+def _plug_elements(plug: Plug) -> dict[str, str]:
+    """Set name → element."""
+    return {
+        "macs": f'"{plug.host_link}" . {plug.mac}',
+        "links": f'"{plug.host_link}" . {plug.mac} . {plug.address}',
+        "mirrors": f'"{plug.host_link}" . "{plug.host_link}"',
+    }
 
 
 def replace(
@@ -185,21 +188,32 @@ table inet {table} {{
 
 
 def _bridge_table(table: str, bridge: str, plugs: list[Plug]) -> str:
-    macs = [_plug_elements(plug)[0] for plug in plugs]
-    links = [_plug_elements(plug)[1] for plug in plugs]
+    elements = {
+        name: _elements([_plug_elements(plug)[name] for plug in plugs])
+        for name in ("macs", "links", "mirrors")
+    }
     return f"""\
 table bridge {table} {{
 	set macs {{
 		type ifname . ether_addr
-{_elements(macs)}	}}
+{elements["macs"]}	}}
 
 	set links {{
 		type ifname . ether_addr . ipv4_addr
-{_elements(links)}	}}
+{elements["links"]}	}}
+
+	set mirrors {{
+		type ifname . ifname
+{elements["mirrors"]}	}}
 
 	chain prerouting {{
 		type filter hook prerouting priority {_RAW}; policy accept;
 		iifname "{bridge}-*" jump instance
+	}}
+
+	chain forward {{
+		type filter hook forward priority filter; policy accept;
+		iifname . oifname @mirrors ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00 drop
 	}}
 
 	chain instance {{
