@@ -100,7 +100,7 @@ async def test_cancel_unwinds_and_leaving_the_stream_does_not_cancel() -> None:
         first = registry.start("x", work)
         stream = first.events()
         await anext(stream)
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         second = registry.start("x", work)
         await asyncio.sleep(0)
         registry.cancel(second.id)

@@ -15,7 +15,7 @@ _HOSTS = (b"", b"localhost", b"twofold", b"127.0.0.1")
 
 
 class TooLargeError(Exception):
-    pass
+    """Ends the reading of a body that is too long; never seen outside."""
 
 
 class Limits:
@@ -41,10 +41,17 @@ class Limits:
             if message["type"] == "http.request":
                 taken += len(message.get("body", b""))
                 if taken > BODY_LIMIT_BYTES:
-                    raise _too_large()
+                    raise TooLargeError
             return message
 
-        await self._app(scope, bounded, send)
+        async def unless_too_large(message: Message) -> None:
+            # The framework turns our exception into an answer of its own: ours goes out instead.
+            if taken <= BODY_LIMIT_BYTES:
+                await send(message)
+
+        await self._app(scope, bounded, unless_too_large)
+        if taken > BODY_LIMIT_BYTES:
+            await error_reply(_too_large())(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Forbidden | InvalidInput | None:
         for name, value in scope["headers"]:

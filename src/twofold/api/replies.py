@@ -6,6 +6,7 @@ Responses are built directly: what the daemon made itself needs no second valida
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from fastapi.exceptions import RequestValidationError
@@ -64,8 +65,9 @@ async def operation_reply(
 
 async def _lines(operation: Operation, cancel_when_gone: bool) -> AsyncIterator[bytes]:
     try:
-        async for event in operation.events():
-            yield encode(event) + b"\n"
+        async with aclosing(operation.events()) as events:
+            async for event in events:
+                yield encode(event) + b"\n"
     finally:
         if cancel_when_gone and not operation.ended:
             operation.cancel()

@@ -6,8 +6,8 @@ without losing or repeating one. Waits by inotify: a follower of a silent log co
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, aclosing
 
 from twofold.errors import InvalidInput
 from twofold.instance.record import Record
@@ -19,26 +19,23 @@ CURRENT = "current"
 MAX_TAIL = 10_000_000
 
 
-async def read_log(
+def read_log(
     record: Record, directory: str, *, follow: bool = False, tail: int | None = None
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The payload's log in CRI lines; ``directory`` is the instance's."""
-    logs = f"{directory}/logs"
-    async for chunk in _Reader(record, logs, CURRENT, OLDER).read(follow=follow, tail=tail):
-        yield chunk
+    return _Reader(record, f"{directory}/logs", CURRENT, OLDER).read(follow=follow, tail=tail)
 
 
-async def read_console(
+def read_console(
     record: Record, directory: str, *, follow: bool = False, tail: int | None = None
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """A VM's console, raw: firmware, kernel, init."""
     if not record.is_vm:
         raise InvalidInput(
             f"{record.name!r} is a container and has no console log",
             hint=f"twofold logs {record.name}",
         )
-    async for chunk in _Reader(record, directory, "console.log", ()).read(follow=follow, tail=tail):
-        yield chunk
+    return _Reader(record, directory, "console.log", ()).read(follow=follow, tail=tail)
 
 
 class _Reader:
@@ -50,7 +47,7 @@ class _Reader:
         self._current = current
         self._older = older
 
-    async def read(self, *, follow: bool, tail: int | None) -> AsyncIterator[bytes]:
+    async def read(self, *, follow: bool, tail: int | None) -> AsyncGenerator[bytes, None]:
         with ExitStack() as stack:
             watch = None
             if follow:
@@ -76,12 +73,13 @@ class _Reader:
                     yield chunk
             if watch is not None:
                 last = files[-1] if files else -1
-                async for chunk in self._follow(watch, last, stack):
-                    yield chunk
+                async with aclosing(self._follow(watch, last, stack)) as growing:
+                    async for chunk in growing:
+                        yield chunk
 
     async def _follow(
         self, watch: inotify.Watch, fd: int, stack: ExitStack
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         loop = asyncio.get_running_loop()
         wake = asyncio.Event()
         loop.add_reader(watch.fd, wake.set)
@@ -131,7 +129,7 @@ def _open(path: str) -> int:
         return -1
 
 
-async def _rest(fd: int) -> AsyncIterator[bytes]:
+async def _rest(fd: int) -> AsyncGenerator[bytes, None]:
     """From where ``fd`` stands to its end as it is now."""
     if fd < 0:
         return

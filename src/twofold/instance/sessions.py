@@ -7,7 +7,7 @@ handed to it. Captured output is bounded; what is more is refused, not silently 
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -134,7 +134,7 @@ class Sessions:
 
     # -- copies -------------------------------------------------------------------------------
 
-    async def archive_out(self, record: Record, path: str) -> AsyncIterator[bytes]:
+    async def archive_out(self, record: Record, path: str) -> AsyncGenerator[bytes, None]:
         """A tar of ``path`` inside, as chunks. Raises before the first chunk when it cannot."""
         self._check_copy(record, path)
         with ExitStack() as pipes:

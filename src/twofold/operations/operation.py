@@ -11,7 +11,7 @@ times (see ``registry.py``).
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -150,7 +150,7 @@ class Operation:
             error=self.error,
         )
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """All that happened so far, then what happens, ending with one result or error.
 
         Leaving the iterator does not cancel the work: only ``cancel`` does.

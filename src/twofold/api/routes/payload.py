@@ -2,7 +2,8 @@
 
 import base64
 import binascii
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -102,15 +103,18 @@ async def write_archive(request: Request, name: str, path: Line) -> Response:
     return Response(status_code=204)
 
 
-async def _begun(chunks: AsyncIterator[bytes], *, wait: bool = True) -> AsyncIterator[bytes]:
+async def _begun(
+    chunks: AsyncGenerator[bytes, None], *, wait: bool = True
+) -> AsyncGenerator[bytes, None]:
     """The same stream, its first chunk fetched: a failure is then still a status, not a cut."""
     if not wait:
         return chunks
     first = await anext(chunks, b"")
 
-    async def whole() -> AsyncIterator[bytes]:
-        yield first
-        async for chunk in chunks:
-            yield chunk
+    async def whole() -> AsyncGenerator[bytes, None]:
+        async with aclosing(chunks):
+            yield first
+            async for chunk in chunks:
+                yield chunk
 
     return whole()
