@@ -219,6 +219,10 @@ class Group:
                     if error.errno != errno.EBUSY:
                         raise
                     empty = False
+            try:
+                os.rmdir(os.path.dirname(directory))  # the root's own group, with its last member
+            except OSError:
+                pass
         return empty
 
     def _v1_directory(self, controller: str) -> str:
