@@ -312,6 +312,9 @@ class Agent:
         environment.setdefault("PATH", DEFAULT_PATH)
         environment.setdefault("TERM", "linux")
         path = find_executable(argv[0], environment["PATH"], "/")
+        # Before it starts: systemd looks for autofs once, at its very beginning.
+        boot.load_modules("modules.late", root_fd=self._initrd_fd)
+        boot.prepare_for_init(path)
         read, write = os.pipe2(os.O_CLOEXEC)
         if os.fork():
             signal.set_wakeup_fd(-1)
@@ -335,7 +338,6 @@ class Agent:
         body = {"pid": 1}
         stream = protocol.stream_of(number, 0)
         self.send(protocol.encode_json(protocol.OPENED, stream, body))
-        self._late_at = time.monotonic() + _LATE_MODULES_AFTER_S
 
     def _shut_down(self, request: dict[str, Any]) -> None:
         if self._system and not request.get("force"):
