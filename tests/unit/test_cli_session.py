@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import termios
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -268,6 +269,38 @@ def test_interrupted_before_the_start(fake: FakeTwofold) -> None:
     assert child.wait(5) == 130
     assert child.stderr
     assert b"interrupted by SIGINT" in child.stderr.read()
+
+
+def test_an_interrupt_cancels_and_waits_for_the_unwinding(fake: FakeTwofold) -> None:
+    begun, cancelled = threading.Event(), threading.Event()
+
+    def boot() -> Iterator[bytes]:
+        error = {"code": "internal", "message": "cancelled"}
+        pieces = ndjson(
+            {"type": "operation", "operation": {"id": "op7", "steps": []}},
+            {"type": "error", "error": error},
+        )
+        yield from (next(pieces) for _ in range(3))
+        begun.set()
+        assert cancelled.wait(10)
+        time.sleep(0.2)  # unwinding
+        yield from pieces
+
+    def cancel() -> Iterator[bytes]:
+        cancelled.set()
+        yield reply({})
+
+    fake.replies["POST", "/v1/instances"] = boot
+    fake.replies["DELETE", "/v1/operations/op7"] = cancel
+    child = subprocess.Popen(fake.command("run", "debian", "true"), stderr=subprocess.PIPE)
+    assert begun.wait(10)
+    time.sleep(0.3)  # the command has read the line
+    begin = time.monotonic()
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(10) == 143
+    assert time.monotonic() - begin > 0.2
+    assert child.stderr
+    assert child.stderr.read().startswith(b"twofold: error: interrupted by SIGTERM")
 
 
 def test_detached_run_prints_the_name(fake: FakeTwofold) -> None:

@@ -17,28 +17,23 @@ import time
 
 from twofold.cli import output, terminal
 from twofold.cli.arguments import UsageError
+from twofold.cli.pump import DetachKeysError, Pump
 from twofold.client.door import Door
+from twofold.client.transport import Client, url
 from twofold.errors import InvalidInput, TwofoldError, Unavailable, from_dict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
-
-    from twofold.client.transport import Client
+    from typing import Any
 
 FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
-COPY_BYTES = 256 << 10
 # What a payload wrote is in the pipe when it ends; what the keeper carries may still be under way.
 DRAIN_IDLE_S = 0.1
 DRAIN_RELAYED_IDLE_S = 5.0
 READER_LEFT_GRACE_S = 1.0
 IMPATIENT_S = 2.0
-DETACH_KEYS = b"\x10\x11"  # ctrl-p ctrl-q
-
-
-class _DetachKeysError(Exception):
-    """The user typed the detach keys."""
 
 
 class InterruptedStartError(TwofoldError):
@@ -49,88 +44,6 @@ class InterruptedStartError(TwofoldError):
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name} before the start was done")
         self.exit_code = 128 + number
-
-
-class _Pump:
-    """Bytes from one descriptor to another. ``ours`` is the side that belongs to the user."""
-
-    def __init__(self, source: int, sink: int, *, sink_is_ours: bool, detach: bool = False) -> None:
-        self.source = source
-        self.sink = sink
-        self.sink_is_ours = sink_is_ours
-        self.waiting = b""  # read but not yet taken by the payload
-        self.ended = False  # the source has ended
-        self.closed = False
-        self.lost = ""  # why output could not be written
-        self.reader_left = False  # whoever read our output has gone
-        self._detach = detach
-        self._held = b""
-        # Ours may be shared with a shell, which would be surprised by O_NONBLOCK.
-        os.set_blocking(source if sink_is_ours else sink, False)
-
-    def read(self) -> None:
-        try:
-            data = os.read(self.source, COPY_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""  # EIO: the other side of a terminal is closed
-        if not data:
-            self.ended = True
-        elif self._detach:
-            data = self._without_detach_keys(data)
-        if self.sink_is_ours:
-            self._write_all(data)
-        else:
-            self.waiting += data
-            self.write()
-        if self.ended and not self.waiting:
-            self.close()
-
-    def write(self) -> None:
-        """Give the payload as much as it takes now."""
-        try:
-            while self.waiting:
-                self.waiting = self.waiting[os.write(self.sink, self.waiting) :]
-        except BlockingIOError:
-            return
-        except OSError:
-            self.waiting, self.ended = b"", True  # it closed its stdin: nobody wants the rest
-        if self.ended:
-            self.close()
-
-    def _write_all(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[os.write(self.sink, view) :]
-            except BlockingIOError:
-                select.select([], [self.sink], [])  # somebody made our stdout non-blocking
-            except OSError as error:
-                if isinstance(error, BrokenPipeError):
-                    self.reader_left = True
-                else:
-                    self.lost = str(error.strerror)
-                self.ended = True
-                self.close()
-                return
-
-    def _without_detach_keys(self, data: bytes) -> bytes:
-        data = self._held + data
-        if DETACH_KEYS in data:
-            raise _DetachKeysError
-        self._held = data[-1:] if data.endswith(DETACH_KEYS[:1]) else b""
-        return data[: len(data) - len(self._held)]
-
-    def close(self) -> None:
-        """Close the payload's side; the user's own descriptors stay."""
-        if not self.closed:
-            self.closed = True
-            theirs = self.source if self.sink_is_ours else self.sink
-            try:
-                os.close(theirs)
-            except OSError:
-                pass
 
 
 class Session:
@@ -156,12 +69,14 @@ class Session:
         self.direct = direct and not tty
         self._drain_idle_s = DRAIN_IDLE_S if direct else DRAIN_RELAYED_IDLE_S
         self.detachable = detachable and tty and interactive
-        self._pumps: list[_Pump] = []
+        self._pumps: list[Pump] = []
         self._door: Door | None = None
         self._raw: terminal.RawMode | None = None
         self._interrupts: list[float] = []
         self._running = False
         self._leave_at = 0.0
+        self._operation_id = ""
+        self._interrupted = 0
 
     def __enter__(self) -> Session:
         for name in FORWARDED[:4]:
@@ -180,6 +95,8 @@ class Session:
         """Park our stdio and make the request that names the ticket.
 
         When the daemon dies after the payload has begun, the session goes on: the door knows.
+        A signal meanwhile cancels the operation (see ``on_event``) and waits until everything it
+        made is gone; a second one does not wait.
         """
         self.client.connect()
         self._door = Door(self.client.paths.door_socket)
@@ -190,9 +107,26 @@ class Session:
             self._door.park(tty=self.tty, rows=rows, cols=cols)
         try:
             request(self._door.ticket)
-        except Unavailable:
-            if not self._door.waiting():
+        except TwofoldError as error:
+            if self._interrupted:
+                raise InterruptedStartError(self._interrupted) from None
+            if not isinstance(error, Unavailable) or not self._door.waiting():
                 raise
+        if self._interrupted:  # it was too late to cancel: the payload runs and gets the signal
+            self._door.signal(signal.Signals(self._interrupted).name)
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Of the events of the request, the one that says what could be cancelled."""
+        if event.get("type") == "operation":
+            self._operation_id = str(event["operation"].get("id", ""))
+
+    def _cancel(self) -> None:
+        try:
+            canceller = Client(self.client.paths, launch=False)
+            canceller.call("DELETE", url("operations", self._operation_id))
+            canceller.close()
+        except TwofoldError:
+            pass  # it has just ended
 
     def _park_direct(self, rows: int, cols: int) -> None:
         """Our own descriptors, with pipes in the place of terminals of this host."""
@@ -206,7 +140,7 @@ class Session:
 
         def piped_output(own: int) -> int:
             reader, writer = os.pipe2(os.O_CLOEXEC)
-            self._pumps.append(_Pump(reader, own, sink_is_ours=True))
+            self._pumps.append(Pump(reader, own, sink_is_ours=True))
             close_after.append(writer)
             return writer
 
@@ -214,7 +148,7 @@ class Session:
             handed.append(nothing())
         elif terminal.is_terminal(0):
             reader, writer = os.pipe2(os.O_CLOEXEC)
-            self._pumps.append(_Pump(0, writer, sink_is_ours=False))
+            self._pumps.append(Pump(0, writer, sink_is_ours=False))
             close_after.append(reader)
             handed.append(reader)
         else:
@@ -242,7 +176,7 @@ class Session:
         self._running = True
         try:
             return self._copy(self._door)
-        except _DetachKeysError:
+        except DetachKeysError:
             output.note("detached; the instance runs on")
             return 0
         finally:
@@ -314,9 +248,9 @@ class Session:
             # Two descriptors, so that the end of our input does not close its output.
             if self.interactive:
                 self._pumps.append(
-                    _Pump(0, os.dup(theirs), sink_is_ours=False, detach=self.detachable)
+                    Pump(0, os.dup(theirs), sink_is_ours=False, detach=self.detachable)
                 )
-            self._pumps.append(_Pump(theirs, 1, sink_is_ours=True))
+            self._pumps.append(Pump(theirs, 1, sink_is_ours=True))
             if self.interactive and terminal.is_terminal(0):
                 self._raw = terminal.RawMode(0)
                 self._raw.__enter__()
@@ -325,11 +259,11 @@ class Session:
         elif len(descriptors) == 3:
             stdin, stdout, stderr = descriptors
             if self.interactive and _usable(0):
-                self._pumps.append(_Pump(0, stdin, sink_is_ours=False))
+                self._pumps.append(Pump(0, stdin, sink_is_ours=False))
             else:
                 os.close(stdin)
-            self._pumps.append(_Pump(stdout, 1, sink_is_ours=True))
-            self._pumps.append(_Pump(stderr, 2, sink_is_ours=True))
+            self._pumps.append(Pump(stdout, 1, sink_is_ours=True))
+            self._pumps.append(Pump(stderr, 2, sink_is_ours=True))
 
     def _drain(self, code: int) -> int:
         """What was written before the end may still lie in the pipes. A process that outlives the
@@ -358,7 +292,11 @@ class Session:
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if not self._running or not self._door:
-            raise InterruptedStartError(number)
+            if self._interrupted or not self._operation_id:
+                raise InterruptedStartError(number)
+            self._interrupted = number
+            self._cancel()
+            return
         if number == signal.SIGWINCH:
             self._resize()
             return

@@ -7,7 +7,7 @@ import os
 from twofold.cli import output, spec
 from twofold.cli.arguments import Parser, UsageError
 from twofold.cli.progress import Progress
-from twofold.cli.session import InterruptedStartError, Session, flush
+from twofold.cli.session import Session, flush
 from twofold.client.transport import Client, url
 from twofold.errors import NotFound, TwofoldError
 from twofold.model.paths import Paths
@@ -15,6 +15,7 @@ from twofold.model.paths import Paths
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
     from typing import Any
 
 WORDS_BEFORE_REST = 1
@@ -60,15 +61,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _start(
-    client: Client, body: dict[str, Any], *, ticket: str | None, quiet: bool
+    client: Client,
+    body: dict[str, Any],
+    *,
+    ticket: str | None,
+    quiet: bool,
+    also: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
+    """Create and start; ``also`` sees every event that the progress sees."""
     progress = Progress(quiet=quiet)
+
+    def on_event(event: dict[str, Any]) -> None:
+        progress.event(event)
+        if also:
+            also(event)
+
     try:
         instance: dict[str, Any] = client.operate(
             "POST",
             url("instances"),
             body={"spec": body, "start": True, "ticket": ticket},
-            on_event=progress.event,
+            on_event=on_event,
             on_idle=progress.tick,
         )
         return instance
@@ -86,16 +99,14 @@ def _foreground(client: Client, body: dict[str, Any], args: argparse.Namespace) 
         detachable=not args.rm,
     )
     instance: dict[str, Any] = {}
+
+    def request(ticket: str) -> None:
+        instance.update(
+            _start(client, body, ticket=ticket, quiet=args.quiet, also=session.on_event)
+        )
+
     with session:
-        try:
-            session.start(
-                lambda ticket: instance.update(
-                    _start(client, body, ticket=ticket, quiet=args.quiet)
-                )
-            )
-        except InterruptedStartError:
-            client.close()  # the daemon takes back what a vanished client had begun
-            raise
+        session.start(request)
         flush()
         code = session.finish()
     if args.rm and instance:

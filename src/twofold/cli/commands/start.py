@@ -12,6 +12,7 @@ from twofold.model.paths import Paths
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
 
 EXAMPLES = ("twofold start web", "twofold start web db", "twofold start -a job")
 DESCRIPTION = "With --attach the output and the exit code are the command's; add -i for its input."
@@ -53,10 +54,19 @@ def _attached(args: argparse.Namespace) -> int:
         detachable=True,
     )
 
+    def on_event(event: dict[str, Any]) -> None:
+        progress.event(event)
+        session.on_event(event)
+
     def request(ticket: str) -> None:
         try:
-            body = {"ticket": ticket}
-            several.operate(client, progress, "POST", f"{path}/start", body=body)
+            client.operate(
+                "POST",
+                f"{path}/start",
+                body={"ticket": ticket},
+                on_event=on_event,
+                on_idle=progress.tick,
+            )
         finally:
             progress.clear()
 
