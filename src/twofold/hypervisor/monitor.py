@@ -14,20 +14,20 @@ import select
 import signal
 import socket
 import time
-from collections import deque
-from collections.abc import Callable
 from typing import Any
 
-from twofold.errors import Conflict, GuestFailed, InvalidInput, TwofoldError, Unavailable, from_dict
+from twofold.errors import GuestFailed, InvalidInput, TwofoldError, Unavailable
 from twofold.guest import protocol
+from twofold.hypervisor.monitor_clients import Clients, close_all, receive, signal_number
 from twofold.hypervisor.monitor_link import Link, LinkClosedError
-from twofold.hypervisor.monitor_qemu import BoundedLog, Qemu, pair
+from twofold.hypervisor.monitor_loop import Loop
+from twofold.hypervisor.monitor_qemu import BoundedLog, Qemu, pair, printable
 from twofold.hypervisor.monitor_session import (
-    Client,
     GuestProcess,
     Watcher,
-    close_all,
+    error_of_guest,
     guest_is_gone,
+    open_frame,
 )
 from twofold.hypervisor.monitor_stream import Intake, Outlet
 from twofold.linux import sockets
@@ -70,7 +70,7 @@ def run(
     monitor = Monitor(vm, stdio=stdio, status=status, control=control)
     try:
         monitor.start(fds)
-        return monitor.loop()
+        return monitor.run()
     except TwofoldError as error:
         monitor.give_up(error)
         return error.exit_code
@@ -90,12 +90,9 @@ class Monitor(Watcher):
         self._vm = vm
         self._guest: dict[str, Any] = dict(vm.get("guest") or {})
         self._system = self._guest.get("mode") == "system"
-        self._epoll = select.epoll()
-        self._handlers: dict[int, Callable[[], None]] = {}
-        self._posted: deque[Callable[[], None]] = deque()
+        self.loop = Loop()
         self._stdio = tuple(os.dup(fd) for fd in stdio)
         self._status, self._control = status, control
-        self._clients: dict[int, Client] = {}
         self._sessions: dict[int, GuestProcess] = {}
         self._next_session = protocol.PAYLOAD_SESSION + 1
         self._facts: dict[str, Any] = {}
@@ -110,7 +107,6 @@ class Monitor(Watcher):
         self._mirror: Outlet | None = None
         self._mirror_intake: Intake | None = None
         self._qemu: Qemu | None = None
-        self._listening = True
 
     # -- start ------------------------------------------------------------------------------
 
@@ -131,27 +127,17 @@ class Monitor(Watcher):
         for name, fd in fds.items():
             if name != "console":
                 os.close(fd)
-        self._link = Link(agent)
+        self._link = Link(agent, wake=self.loop.wake)
         self._ready_deadline = time.monotonic() + float(self._vm.get("ready_timeout_s") or 120.0)
         if self._system:
             self._mirror_console()
-        self._watch(self._qemu.pidfd, self._qemu_ended)
-        self._watch(self._link.sock.fileno(), self._link_ready)
-        self._watch(self._link.wake_fd, self._woken)
-        self._watch(self._serial.fileno(), self._read_console)
-        self._watch(stderr_read, lambda: self._read_errors(stderr_read))
+        self.loop.watch(self._qemu.pidfd, self._qemu_ended)
+        self.loop.watch(self._link.sock.fileno(), self._link_ready)
+        self.loop.watch(self._serial.fileno(), self._read_console)
+        self.loop.watch(stderr_read, lambda: self._read_errors(stderr_read))
         self._status.setblocking(False)
-        self._watch(self._status.fileno(), self._read_status)
-        self._control.setblocking(False)
-        self._watch(self._control.fileno(), self._accept)
-
-    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
-        self._handlers[fd] = handler
-        self._epoll.register(fd, select.EPOLLIN)
-
-    def _unwatch(self, fd: int) -> None:
-        if self._handlers.pop(fd, None) is not None:
-            self._epoll.unregister(fd)
+        self.loop.watch(self._status.fileno(), self._read_status)
+        self._clients = Clients(self._control, self.loop, self)
 
     def _watch_signals(self) -> None:
         read, write = os.pipe()
@@ -163,20 +149,18 @@ class Monitor(Watcher):
             except OSError:
                 pass  # the C library keeps two real-time signals for itself
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        self._watch(read, lambda: self._take_signals(read))
+        self.loop.watch(read, lambda: self._take_signals(read))
 
     # -- loop -------------------------------------------------------------------------------
 
-    def loop(self) -> int:
+    def run(self) -> int:
         """Until QEMU has ended and the payload's output is written."""
         while not self._is_over():
-            self._listen_to_clients(self._link.backlog < _BACKLOG_LIMIT)
+            self._clients.listen(self._link_failure != "" or self._link.backlog < _BACKLOG_LIMIT)
             if not self._link_failure:
-                self._epoll.modify(self._link.sock.fileno(), self._link.events())
-            for fd, _ in self._epoll.poll(self._timeout()):
-                handler = self._handlers.get(fd)
-                if handler:
-                    handler()
+                self.loop.watch_write(self._link.sock.fileno(), wanted=self._link.backlog > 0)
+            self.loop.turn(self._timeout())
+            self._flush()
             self._check_deadlines(time.monotonic())
         return self._exit_code if self._exit_code is not None else 125
 
@@ -205,17 +189,6 @@ class Monitor(Watcher):
             self._kill_deadline = 0.0
             self._qemu.kill()
 
-    def post(self, action: Callable[[], None]) -> None:
-        """Run ``action`` in the loop; callable from any thread."""
-        self._posted.append(action)
-        self._link.wake()
-
-    def _woken(self) -> None:
-        self._link.slept()
-        while self._posted:
-            self._posted.popleft()()
-        self._flush()
-
     # -- the agent --------------------------------------------------------------------------
 
     def _link_ready(self) -> None:
@@ -226,8 +199,8 @@ class Monitor(Watcher):
                 self._handle(kind, stream, body)
         except (protocol.ProtocolError, LinkClosedError) as error:
             self._drop_link(str(error))
-            return
-        self._flush()
+        except (TypeError, ValueError) as error:  # well-formed JSON of an unexpected shape
+            self._drop_link(f"nonsense: {error}")
 
     def _flush(self) -> None:
         if not self._link_failure:
@@ -239,7 +212,7 @@ class Monitor(Watcher):
     def _drop_link(self, reason: str) -> None:
         """The agent broke the protocol or its port closed. The machine itself runs on."""
         self._link_failure = reason
-        self._unwatch(self._link.sock.fileno())
+        self.loop.unwatch(self._link.sock.fileno())
         self._link.close()
         assert self._qemu is not None
         if select.select([self._qemu.pidfd], [], [], 0.2)[0]:
@@ -249,6 +222,7 @@ class Monitor(Watcher):
             return
         for session in list(self._sessions.values()):
             session.fail(guest_is_gone(reason))
+        self._sessions.clear()
 
     def _handle(self, kind: int, stream: int, body: bytes) -> None:
         number, channel = divmod(stream, 4)
@@ -266,10 +240,10 @@ class Monitor(Watcher):
             self._facts = self._link.greeted(body)
             self._send_config()
         elif kind == protocol.CONFIGURED:
-            self._warnings = [str(item)[:500] for item in protocol.decode_json(body)["warnings"]]
+            words = protocol.decode_json(body).get("warnings")
+            self._warnings = [printable(str(word))[:500] for word in words] if words else []
         elif kind == protocol.ERROR:
-            error = from_dict(protocol.decode_json(body))
-            self._guest_failed(error.message[:2000])
+            self._guest_failed(error_of_guest(body).message)
         elif kind != protocol.PONG:
             raise protocol.ProtocolError(f"frame of type {kind} on the link")
 
@@ -285,6 +259,11 @@ class Monitor(Watcher):
         }
         rows, cols = self._size or (self._guest.get("rows"), self._guest.get("cols"))
         request |= {"rows": rows, "cols": cols}
+        request_frame = open_frame(protocol.PAYLOAD_SESSION, request)
+        try:
+            config_frame = protocol.encode_json(protocol.CONFIG, 0, config)
+        except ValueError as error:
+            raise InvalidInput(f"the guest's files are too large: {error}") from error
         stdio = self._stdio
         if self._system:
             stdio = (-1, -1, -1)  # init speaks on the console
@@ -293,14 +272,11 @@ class Monitor(Watcher):
             protocol.PAYLOAD_SESSION,
             (stdio[0], stdio[1], stdio[2]),
             watcher=self,
-            post=self.post,
+            post=self.loop.post,
         )
         payload.open_deadline = self._ready_deadline + 1
-        try:
-            self._link.send(protocol.encode_json(protocol.CONFIG, 0, config))
-            payload.open(request)
-        except ValueError as error:
-            raise InvalidInput(f"arguments and environment are too large: {error}") from error
+        self._link.send(config_frame)
+        payload.open(request_frame)
         self._payload = self._sessions[protocol.PAYLOAD_SESSION] = payload
 
     # -- the payload (Watcher) --------------------------------------------------------------
@@ -309,9 +285,11 @@ class Monitor(Watcher):
         self._ready = True
         self._tell({"ready": True, "facts": self._facts, "warnings": self._warnings})
 
-    def ended(self, session: GuestProcess, exit_code: int) -> None:
-        self._sessions.pop(session.number, None)
+    def exited(self, session: GuestProcess, exit_code: int) -> None:
         self._end(exit_code)
+
+    def ended(self, session: GuestProcess, exit_code: int) -> None:
+        self.forget(session)
 
     def failed(self, session: GuestProcess, error: TwofoldError) -> None:
         self._sessions.pop(session.number, None)
@@ -373,7 +351,7 @@ class Monitor(Watcher):
 
     def _qemu_ended(self) -> None:
         assert self._qemu is not None
-        self._unwatch(self._qemu.pidfd)
+        self.loop.unwatch(self._qemu.pidfd)
         status = self._qemu.reap()
         self._kill_deadline = 0.0
         self._read_console()
@@ -402,7 +380,7 @@ class Monitor(Watcher):
             window=4 * _CONSOLE_BYTES,
             wrote=lambda count: None,
             gone=lambda: None,
-            done=self._link.wake,
+            done=self.loop.wake,
         )
 
         def emit(data: bytes) -> None:
@@ -423,7 +401,7 @@ class Monitor(Watcher):
         except OSError:
             data = b""
         if not data:
-            self._unwatch(self._serial.fileno())
+            self.loop.unwatch(self._serial.fileno())
             return
         self._console.append(data)
         if self._mirror:
@@ -439,7 +417,7 @@ class Monitor(Watcher):
         if data:
             self._errors.append(data)
         else:
-            self._unwatch(fd)
+            self.loop.unwatch(fd)
 
     # -- signals and the keeper -------------------------------------------------------------
 
@@ -457,7 +435,6 @@ class Monitor(Watcher):
         if not self._ready or self._link_failure or self._exit_code is not None:
             # Nobody there to tell. A fatal signal ends the machine, as it ends a process.
             if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-                self._told = self._told or self._status.fileno() < 0
                 if self._exit_code is None:
                     self._exit_code = 128 + number
                 self._qemu.kill()
@@ -469,31 +446,47 @@ class Monitor(Watcher):
             self._payload.signal(number)
 
     def _read_status(self) -> None:
-        message = self._receive(self._status)
-        if message is None:
+        received = receive(self._status)
+        if received is None:
             return
-        request, fds = message
+        request, fds = received
         close_all(fds)
-        if request is None:
-            self._unwatch(self._status.fileno())
+        if request is None:  # the keeper has died; the payload does not mind
+            self.loop.unwatch(self._status.fileno())
         else:
-            self._steer(self._payload, request)
+            self.steer(None, request)
 
-    def _receive(self, sock: socket.socket) -> tuple[dict[str, Any] | None, list[int]] | None:
-        """None: nothing there. (None, []): the peer is gone or speaks nonsense."""
-        try:
-            return sockets.receive(sock)
-        except BlockingIOError:
-            return None
-        except (OSError, ValueError):
-            return None, []
+    # -- sessions that clients ask for --------------------------------------------------------
 
-    def _steer(self, session: GuestProcess | None, request: dict[str, Any]) -> None:
-        """``signal``, ``resize`` or ``shutdown``; nonsense from the keeper is ignored."""
+    def open_session(
+        self, watcher: Watcher, request: dict[str, Any], stdio: tuple[int, int, int]
+    ) -> GuestProcess:
+        """Raises Unavailable, InvalidInput; the descriptors are taken over when it does not."""
+        if self._link_failure or not self._ready or self._exit_code is not None:
+            reason = self._link_failure or "it is starting or stopping"
+            raise Unavailable(f"the guest takes no commands: {reason}", hint="twofold list")
+        if len(self._sessions) >= _SESSION_LIMIT:
+            raise Unavailable(f"{_SESSION_LIMIT} sessions run in this guest already")
+        number, self._next_session = self._next_session, self._next_session + 1
+        frame = open_frame(number, request)
+        session = GuestProcess(self._link, number, stdio, watcher=watcher, post=self.loop.post)
+        session.open(frame)
+        self._sessions[number] = session
+        return session
+
+    def forget(self, session: GuestProcess) -> None:
+        self._sessions.pop(session.number, None)
+
+    def steer(self, session: GuestProcess | None, request: dict[str, Any]) -> None:
+        """``signal``, ``resize`` or ``shutdown``, of the payload when ``session`` is None.
+
+        Nonsense from the keeper is ignored.
+        """
         op = request.get("op")
         try:
             if op == "resize":
                 rows, cols = int(request["rows"]), int(request["cols"])
+                session = session or self._payload
                 if session is None:
                     self._size = (rows, cols)
                 else:
@@ -506,102 +499,3 @@ class Monitor(Watcher):
                 self._power_off(force=not self._system)
         except (KeyError, TypeError, ValueError):
             pass
-
-    # -- clients ----------------------------------------------------------------------------
-
-    def _listen_to_clients(self, wanted: bool) -> None:
-        if wanted == self._listening:
-            return
-        self._listening = wanted
-        mask = select.EPOLLIN if wanted else 0
-        for client in self._clients.values():
-            self._epoll.modify(client.sock.fileno(), mask)
-
-    def _accept(self) -> None:
-        try:
-            sock, _ = self._control.accept()
-        except OSError:
-            return
-        client = Client(sock, self._forget)
-        self._clients[sock.fileno()] = client
-        self._watch(sock.fileno(), lambda: self._client_ready(client))
-
-    def _forget(self, client: Client) -> None:
-        fd = client.sock.fileno()
-        if self._clients.pop(fd, None):
-            self._unwatch(fd)
-            client.sock.close()
-        for number, session in list(self._sessions.items()):
-            if session is not self._payload and session.finished:
-                del self._sessions[number]
-
-    def _client_ready(self, client: Client) -> None:
-        received = self._receive(client.sock)
-        if received is None:
-            return
-        request, fds = received
-        if request is None:
-            close_all(fds)
-            if client.session:
-                client.session.hang_up()
-                client.session = None
-            self._forget(client)
-            return
-        try:
-            if request.get("op") in ("exec", "archive"):
-                if client.session is not None:
-                    raise Conflict("this connection has a session already")
-                self._open_session(client, request, fds)
-                return
-        except TwofoldError as error:
-            close_all(fds)
-            client.refuse(error)
-            return
-        close_all(fds)
-        self._steer(client.session or self._payload, request)
-
-    def _open_session(self, client: Client, request: dict[str, Any], fds: list[int]) -> None:
-        if self._link_failure or not self._ready or self._exit_code is not None:
-            reason = self._link_failure or "it is starting or stopping"
-            raise Unavailable(f"the guest takes no commands: {reason}", hint="twofold list")
-        if len(self._sessions) >= _SESSION_LIMIT:
-            raise Unavailable(f"{_SESSION_LIMIT} sessions run in this guest already")
-        stdio = _arrange(request, fds)
-        opening: dict[str, Any] = {"kind": request["op"]}
-        for key in ("process", "direction", "path", "rows", "cols"):
-            if key in request:
-                opening[key] = request[key]
-        number, self._next_session = self._next_session, self._next_session + 1
-        session = GuestProcess(self._link, number, stdio, watcher=client, post=self.post)
-        self._sessions[number] = client.session = session
-        try:
-            session.open(opening)
-        except ValueError as error:
-            session.fail(InvalidInput(f"arguments and environment are too large: {error}"))
-
-
-def _arrange(request: dict[str, Any], fds: list[int]) -> tuple[int, int, int]:
-    """Which descriptor serves which channel. Raises InvalidInput; takes over what it returns."""
-    if request["op"] == "archive" and len(fds) == 1:
-        return (fds[0], -1, -1) if request.get("direction") == "in" else (-1, fds[0], -1)
-    if request["op"] == "exec" and request.get("tty") and len(fds) == 1:
-        return (fds[0], os.dup(fds[0]), -1)
-    if request["op"] == "exec" and not request.get("tty") and len(fds) == 3:
-        return (fds[0], fds[1], fds[2])
-    raise InvalidInput(f"{request['op']} came with {len(fds)} descriptors")
-
-
-def signal_number(word: object) -> int:
-    """``SIGINT``, ``INT``, ``SIGRTMIN+3`` or a number. Raises ValueError."""
-    if isinstance(word, int) and not isinstance(word, bool):
-        number = word
-    else:
-        name = str(word).upper().removeprefix("SIG")
-        base, _, offset = name.partition("+")
-        if base == "RTMIN":
-            number = _SIGRTMIN + int(offset or 0)
-        else:
-            number = int(signal.Signals[f"SIG{name}"]) if not name.isdigit() else int(name)
-    if not 0 < number < 65:
-        raise ValueError(f"signal {word!r}")
-    return number

@@ -4,10 +4,9 @@ Any thread may ``send``; only the monitor's loop touches the socket. What waits 
 bounded by the streams' credit; what comes in is bounded by the parser. The guest is hostile.
 """
 
-import os
-import select
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from twofold.guest import protocol
@@ -24,12 +23,10 @@ class LinkClosedError(Exception):
 class Link:
     """One connection to one agent. ``window`` holds after the HELLO."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, wake: Callable[[], None]) -> None:
         sock.setblocking(False)
-        self.sock = sock
-        self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.sock, self._wake = sock, wake
         self.window = 0
-        self._awake = False
         self._queue: deque[bytes] = deque()
         self._front_sent = 0
         self._parser = protocol.Parser(synchronise=True)
@@ -38,29 +35,12 @@ class Link:
     def send(self, frame: bytes) -> None:
         """Queue a frame; the loop writes it. Callable from any thread."""
         self._queue.append(frame)
-        self.wake()
-
-    def wake(self) -> None:
-        if not self._awake:
-            self._awake = True
-            os.eventfd_write(self.wake_fd, 1)
-
-    def slept(self) -> None:
-        """The loop took the wake-up; what is sent after this wakes it again."""
-        try:
-            os.eventfd_read(self.wake_fd)
-        except BlockingIOError:
-            pass
-        self._awake = False
+        self._wake()
 
     @property
     def backlog(self) -> int:
         """Frames that wait. Clients are not listened to while it is long."""
         return len(self._queue)
-
-    def events(self) -> int:
-        """What to poll the socket for."""
-        return select.EPOLLIN | (select.EPOLLOUT if self._queue else 0)
 
     def flush(self) -> None:
         """Write what the socket takes. Raises LinkClosedError."""

@@ -125,11 +125,12 @@ class BoundedLog:
         """The end of it as printable text: control characters never reach a terminal."""
         text = self._tail.decode("utf-8", "replace")
         text = re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])", "", text)
-        lines = [_printable(line).strip() for line in re.split(r"[\r\n]+", text)]
+        lines = [printable(line).strip() for line in re.split(r"[\r\n]+", text)]
         return [line[:300] for line in lines if line][-count:]
 
 
-def _printable(line: str) -> str:
+def printable(line: str) -> str:
+    """Control characters and the like become spaces."""
     return "".join(character if character.isprintable() else " " for character in line)
 
 

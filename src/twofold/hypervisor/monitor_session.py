@@ -1,16 +1,14 @@
 """A session as the host sees it: one process in the guest, its streams, and who waits for it."""
 
-import os
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
-from twofold.errors import GuestFailed, TimedOut, TwofoldError, from_dict
+from twofold.errors import GuestFailed, InvalidInput, TimedOut, TwofoldError, from_dict
 from twofold.guest import protocol
 from twofold.hypervisor.monitor_link import Link
+from twofold.hypervisor.monitor_qemu import printable
 from twofold.hypervisor.monitor_stream import Intake, Outlet
-from twofold.linux import sockets
 
 _OPEN_TIMEOUT_S = 60.0
 
@@ -22,6 +20,9 @@ class Watcher:
 
     def started(self, session: "GuestProcess") -> None:
         raise NotImplementedError
+
+    def exited(self, session: "GuestProcess", exit_code: int) -> None:
+        """It has ended, but some of its output may still wait for a reader."""
 
     def ended(self, session: "GuestProcess", exit_code: int) -> None:
         raise NotImplementedError
@@ -87,9 +88,9 @@ class GuestProcess:
         kind = protocol.DATA if data else protocol.EOF
         self._link.send(protocol.encode(kind, self._control, data))
 
-    def open(self, request: dict[str, Any]) -> None:
-        """Ask the agent for it. Raises ValueError when the request is too large for a frame."""
-        self._link.send(protocol.encode_json(protocol.OPEN, self._control, request))
+    def open(self, request: bytes) -> None:
+        """Ask the agent for it; ``request`` comes from ``open_frame``."""
+        self._link.send(request)
 
     def handle(self, kind: int, channel: int, body: bytes) -> None:
         """A frame of this session. Raises ProtocolError."""
@@ -108,7 +109,7 @@ class GuestProcess:
         elif kind == protocol.EXIT:
             self._on_exit(protocol.decode_json(body))
         elif kind == protocol.ERROR:
-            self.fail(from_dict(_bounded(protocol.decode_json(body))))
+            self.fail(error_of_guest(body))
         else:
             raise protocol.ProtocolError(f"frame of type {kind} for a session")
 
@@ -126,6 +127,8 @@ class GuestProcess:
         code = message.get("exit_code")
         if not self.opened or not isinstance(code, int) or not 0 <= code <= 255:
             raise protocol.ProtocolError(f"impossible exit {message!r}")
+        if self._result is None:
+            self._watcher.exited(self, code)
         self._finish((code, None))
 
     def fail(self, error: TwofoldError) -> None:
@@ -182,51 +185,21 @@ class GuestProcess:
             outlet.abandon()
 
 
-def _bounded(error: dict[str, Any]) -> dict[str, Any]:
-    """An error that a guest wrote: its words are shown to people, so they are cut and cleaned."""
-    result = dict(error)
-    for key in ("message", "hint"):
-        text = str(result.get(key, ""))[:2000]
-        result[key] = "".join(letter if letter.isprintable() else " " for letter in text)
-    result["details"] = {}
-    return result
+def open_frame(number: int, request: dict[str, Any]) -> bytes:
+    """The frame that opens session ``number``. Raises InvalidInput when it would be too large."""
+    try:
+        return protocol.encode_json(protocol.OPEN, protocol.stream_of(number, 0), request)
+    except ValueError as error:
+        raise InvalidInput(
+            f"arguments and environment are too large: {error}", hint="pass a file instead"
+        ) from error
 
 
-class Client(Watcher):
-    """A connection of the keeper's: one session, or words about the payload."""
-
-    def __init__(self, sock: socket.socket, gone: Callable[["Client"], None]) -> None:
-        sock.setblocking(False)
-        sockets.enlarge(sock)
-        self.sock, self._gone = sock, gone
-        self.session: GuestProcess | None = None
-
-    def started(self, session: GuestProcess) -> None:
-        self._tell({"event": "started"})
-
-    def ended(self, session: GuestProcess, exit_code: int) -> None:
-        self.session = None
-        self._tell({"event": "exit", "exit_code": exit_code})
-        self._gone(self)
-
-    def failed(self, session: GuestProcess, error: TwofoldError) -> None:
-        self.refuse(error)
-
-    def refuse(self, error: TwofoldError) -> None:
-        self.session = None
-        self._tell({"event": "error", "error": error.to_dict()})
-        self._gone(self)
-
-    def _tell(self, message: dict[str, Any]) -> None:
-        try:
-            sockets.send(self.sock, message)
-        except OSError:
-            pass  # gone or stalled: its end of the connection says so
-
-
-def close_all(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)
+def error_of_guest(body: bytes) -> TwofoldError:
+    """An error in the guest's words: they are shown to people, so they are cut and cleaned."""
+    error = protocol.decode_json(body)
+    words = {key: printable(str(error.get(key, "")))[:2000] for key in ("code", "message", "hint")}
+    return from_dict(words)
 
 
 def guest_is_gone(reason: str) -> TwofoldError:

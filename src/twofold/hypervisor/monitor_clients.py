@@ -1,0 +1,172 @@
+"""The keeper's connections to a monitor: each is one exec, one copy, or words about the payload.
+
+    {"op": "exec", "process", "tty", "rows", "cols"} + 3 descriptors, or with tty 1 stream socket
+    {"op": "archive", "direction": "out" | "in", "path"} + 1 descriptor
+        answers: {"event": "started"}, then {"event": "exit", "exit_code"}
+        or, with or without the first, {"event": "error", "error"}
+    {"op": "signal", "signal"}, {"op": "resize", "rows", "cols"}
+        of this connection's session, or of the payload when it has none
+    {"op": "shutdown"}      ask the guest to power off
+
+A client that closes its connection hangs its session up.
+"""
+
+import os
+import signal
+import socket
+from typing import Any, Protocol
+
+from twofold.errors import Conflict, InvalidInput, TwofoldError
+from twofold.hypervisor.monitor_loop import Loop
+from twofold.hypervisor.monitor_session import GuestProcess, Watcher
+from twofold.linux import sockets
+
+SIGRTMIN = 34
+
+
+class Machine(Protocol):
+    """What the clients ask the monitor for."""
+
+    def open_session(
+        self, watcher: Watcher, request: dict[str, Any], stdio: tuple[int, int, int]
+    ) -> GuestProcess: ...
+    def steer(self, session: GuestProcess | None, request: dict[str, Any]) -> None: ...
+    def forget(self, session: GuestProcess) -> None: ...
+
+
+class Clients:
+    """The listening socket and everyone who has connected to it."""
+
+    def __init__(self, control: socket.socket, loop: Loop, machine: Machine) -> None:
+        self._control, self._loop, self._machine = control, loop, machine
+        self._clients: dict[int, _Client] = {}
+        self._listening = True
+        control.setblocking(False)
+        loop.watch(control.fileno(), self._accept)
+
+    def listen(self, wanted: bool) -> None:
+        """Stop listening while too much waits to be sent to the guest."""
+        if wanted != self._listening:
+            self._listening = wanted
+            for fd in (self._control.fileno(), *self._clients):
+                self._loop.watch_read(fd, wanted=wanted)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._control.accept()
+        except OSError:
+            return
+        sock.setblocking(False)
+        sockets.enlarge(sock)
+        client = _Client(sock, self)
+        self._clients[sock.fileno()] = client
+        self._loop.watch(sock.fileno(), lambda: self._ready(client))
+
+    def gone(self, client: "_Client") -> None:
+        fd = client.sock.fileno()
+        if self._clients.pop(fd, None):
+            self._loop.unwatch(fd)
+            client.sock.close()
+        if client.session:
+            self._machine.forget(client.session)
+
+    def _ready(self, client: "_Client") -> None:
+        received = receive(client.sock)
+        if received is None:
+            return
+        request, fds = received
+        if request is None:
+            if client.session:
+                client.session.hang_up()
+            self.gone(client)
+            return
+        if request.get("op") not in ("exec", "archive"):
+            close_all(fds)
+            self._machine.steer(client.session, request)
+            return
+        stdio: tuple[int, int, int] = (-1, -1, -1)
+        try:
+            if client.session is not None:
+                raise Conflict("this connection has a session already")
+            stdio = _arrange(request, fds)
+            keys = ("process", "direction", "path", "rows", "cols")
+            opening = {key: request[key] for key in keys if key in request}
+            opening["kind"] = request["op"]
+            client.session = self._machine.open_session(client, opening, stdio)
+        except TwofoldError as error:
+            close_all({*fds, *stdio} - {-1})
+            client.refuse(error)
+
+
+class _Client(Watcher):
+    """One connection and its session."""
+
+    def __init__(self, sock: socket.socket, clients: Clients) -> None:
+        self.sock, self._clients = sock, clients
+        self.session: GuestProcess | None = None
+
+    def started(self, session: GuestProcess) -> None:
+        self._tell({"event": "started"})
+
+    def ended(self, session: GuestProcess, exit_code: int) -> None:
+        self._tell({"event": "exit", "exit_code": exit_code})
+        self._clients.gone(self)
+
+    def failed(self, session: GuestProcess, error: TwofoldError) -> None:
+        self.refuse(error)
+
+    def refuse(self, error: TwofoldError) -> None:
+        self._tell({"event": "error", "error": error.to_dict()})
+        self._clients.gone(self)
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        try:
+            sockets.send(self.sock, message)
+        except OSError:
+            pass  # gone or stalled: its end of the connection says so
+
+
+def receive(sock: socket.socket) -> tuple[dict[str, Any] | None, list[int]] | None:
+    """None: nothing there. (None, []): the peer is gone or speaks nonsense."""
+    try:
+        message, fds = sockets.receive(sock)
+    except BlockingIOError:
+        return None
+    except (OSError, ValueError):
+        return None, []
+    if message is None:
+        close_all(fds)
+        return None, []
+    return message, fds
+
+
+def close_all(fds: list[int] | set[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _arrange(request: dict[str, Any], fds: list[int]) -> tuple[int, int, int]:
+    """Which descriptor serves which channel. Raises InvalidInput; takes over what it returns."""
+    if request["op"] == "archive" and len(fds) == 1:
+        return (fds[0], -1, -1) if request.get("direction") == "in" else (-1, fds[0], -1)
+    if request["op"] == "exec" and request.get("tty") and len(fds) == 1:
+        return (fds[0], os.dup(fds[0]), -1)
+    if request["op"] == "exec" and not request.get("tty") and len(fds) == 3:
+        return (fds[0], fds[1], fds[2])
+    raise InvalidInput(f"{request['op']} came with {len(fds)} descriptors")
+
+
+def signal_number(word: object) -> int:
+    """``SIGINT``, ``INT``, ``SIGRTMIN+3`` or a number. Raises ValueError."""
+    if isinstance(word, int) and not isinstance(word, bool):
+        number = word
+    else:
+        name = str(word).upper().removeprefix("SIG")
+        base, _, offset = name.partition("+")
+        if base == "RTMIN":
+            number = SIGRTMIN + int(offset or 0)
+        else:
+            number = int(signal.Signals[f"SIG{name}"]) if not name.isdigit() else int(name)
+    if not 0 < number < 65:
+        raise ValueError(f"signal {word!r}")
+    return number
