@@ -246,24 +246,19 @@ class Rtnetlink:
                 bodies = [body for _, _, body in _messages(events.recv(1 << 18))]
         return True
 
+    def link(self, name: str) -> Link | None:
+        """One link, however many there are."""
+        body = _ifinfo() + _text(_IFLA_IFNAME, name)
+        try:
+            replies = list(self._exchange(_RTM_GETLINK, _REQUEST | _ACK, body, name))
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        return _parse_link(replies[0])
+
     def links(self) -> list[Link]:
-        found = []
-        for body in self._dump(_RTM_GETLINK, _ifinfo()):
-            _family, _type, index, flags, _change = struct.unpack_from("=BxHiII", body)
-            items = _attributes(body[16:])
-            info = _attributes(items.get(_IFLA_LINKINFO, b""))
-            found.append(
-                Link(
-                    index=index,
-                    name=items[_IFLA_IFNAME].rstrip(b"\0").decode("ascii", "replace"),
-                    kind=info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode("ascii", "replace"),
-                    mtu=_number(items.get(_IFLA_MTU)),
-                    up=bool(flags & _IFF_UP),
-                    master=_number(items.get(_IFLA_MASTER)),
-                    mac=items.get(_IFLA_ADDRESS, b"").hex(":"),
-                )
-            )
-        return found
+        return [_parse_link(body) for body in self._dump(_RTM_GETLINK, _ifinfo())]
 
     def addresses(self) -> list[tuple[int, str, int]]:
         """IPv4 addresses of all links: (link index, address, prefix)."""
@@ -328,6 +323,21 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
             return
         yield kind, sequence, data[offset + 16 : offset + length]
         offset += (length + 3) & ~3
+
+
+def _parse_link(body: bytes) -> Link:
+    _family, _type, index, flags, _change = struct.unpack_from("=BxHiII", body)
+    items = _attributes(body[16:])
+    info = _attributes(items.get(_IFLA_LINKINFO, b""))
+    return Link(
+        index=index,
+        name=items[_IFLA_IFNAME].rstrip(b"\0").decode("ascii", "replace"),
+        kind=info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode("ascii", "replace"),
+        mtu=_number(items.get(_IFLA_MTU)),
+        up=bool(flags & _IFF_UP),
+        master=_number(items.get(_IFLA_MASTER)),
+        mac=items.get(_IFLA_ADDRESS, b"").hex(":"),
+    )
 
 
 def _is_sending(body: bytes, index: int) -> bool:

@@ -62,7 +62,7 @@ class Bridge:
         gateway = pool.gateway(subnet)
         try:
             with Rtnetlink() as netlink:
-                current = _find(netlink, self.name)
+                current = netlink.link(self.name)
                 if current is None:
                     mac = pool.mac_address(self._key, gateway)
                     netlink.add_bridge(self.name, mac=mac, mtu=mtu)
@@ -127,7 +127,7 @@ class Bridge:
     def detach(self, host_link: str) -> None:
         """Remove a veth pair; a tap goes with its holder's descriptor but leaves the bridge now."""
         with Rtnetlink() as netlink:
-            link = _find(netlink, host_link)
+            link = netlink.link(host_link)
             if link is None:
                 return
             if link.kind == "tun":
@@ -145,7 +145,7 @@ class Bridge:
         """Put an instance's existing link back on the bridge. False when the link is gone."""
         with Rtnetlink() as netlink:
             bridge = _need(netlink, self.name)
-            link = _find(netlink, host_link)
+            link = netlink.link(host_link)
             if link is None:
                 return False
             if link.master != bridge.index or not link.up:
@@ -200,12 +200,8 @@ def other_bridges(own: str) -> list[str]:
         return [link.name for link in netlink.links() if link.kind == "bridge" and link.name != own]
 
 
-def _find(netlink: Rtnetlink, name: str) -> Link | None:
-    return next((link for link in netlink.links() if link.name == name), None)
-
-
 def _need(netlink: Rtnetlink, name: str) -> Link:
-    link = _find(netlink, name)
+    link = netlink.link(name)
     if link is None:
         raise OSError(19, f"there is no bridge {name!r}")
     return link
