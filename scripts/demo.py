@@ -43,13 +43,13 @@ elif [ "$(cat $nic/iflink)" != "$(cat $nic/ifindex)" ]; then
 fi
 threads=0
 for directory in /proc/[0-9]*; do
-    command=$(tr '\0' ' ' <$directory/cmdline 2>/dev/null) || continue
+    command=$({ tr '\0' ' ' <$directory/cmdline; } 2>/dev/null) || continue
     if [ -n "$command" ]; then echo "process: ${directory#/proc/} $command"
     else threads=$((threads + 1)); fi
 done
 echo "threads: $threads"
 echo "end:"
-read -r _
+read -r _ || true
 """
 
 
@@ -102,8 +102,13 @@ def title(text: str) -> None:
 
 def shown(command: list[str]) -> None:
     """The command as a person would type it."""
-    words = ["twofold", *("sh -c '…'" if "\n" in word else word for word in command)]
-    print(paint(f"$ {' '.join(words)}", "36"), flush=True)
+    words = ["twofold", *("'…'" if "\n" in word else word for word in command)]
+    print(paint(f"$ {shortened(' '.join(words), 118)}", "36"), flush=True)
+
+
+def shortened(line: str, width: int) -> str:
+    """Long command lines say less, not more."""
+    return line if len(line) <= width else f"{line[: width - 1].rstrip()}…"
 
 
 @contextlib.contextmanager
@@ -229,11 +234,17 @@ def proportional_memory(pid: int) -> int:
     return total
 
 
+def by_number(line: str) -> tuple[int, str]:
+    """Sort key for lines that start with a process's number, and for others after them."""
+    found = re.match(r"(?:process: )?(\d+)", line)
+    return (int(found[1]) if found else sys.maxsize, line)
+
+
 def tell(seen: Seen) -> None:
     for name in ("kernel", "cpu", "nic"):
         print(f"  {name:<9} {seen.facts.get(name, 'unknown')}")
-    for index, process in enumerate(seen.processes):
-        print(f"  {'processes' if index == 0 else '':<9} {process.replace(chr(10), ' ')[:88]}")
+    for index, process in enumerate(sorted(seen.processes, key=by_number)):
+        print(f"  {'processes' if index == 0 else '':<9} {shortened(process, 88)}")
     if int(seen.facts.get("threads", "0")):
         print(f"  {'':<9} and {seen.facts['threads']} threads of its own kernel")
 
@@ -305,9 +316,11 @@ def start_servers(flags: tuple[str, ...]) -> tuple[int, int]:
     web += [WEB_IMAGE, "apache2ctl", "-D", "FOREGROUND"]
     ftp = ["run", "--detach", "--name", FTP, *flags, "-p", f"127.0.0.1:{ftp_port}:21"]
     ftp += ["-p", f"127.0.0.1:{data_port}:{data_port}"]
-    ftp += [FTP_IMAGE, "vsftpd", "-obackground=NO", "-olisten=YES", "-olisten_ipv6=NO"]
-    ftp += ["-oanonymous_enable=YES", "-oseccomp_sandbox=NO"]
-    ftp += [f"-opasv_min_port={data_port}", f"-opasv_max_port={data_port}", "/etc/vsftpd.conf"]
+    # Options after the file, or the file would have the last word.
+    ftp += [FTP_IMAGE, "vsftpd", "/etc/vsftpd.conf", "-obackground=NO", "-olisten=YES"]
+    ftp += ["-olisten_ipv6=NO", "-oanonymous_enable=YES", "-oseccomp_sandbox=NO"]
+    ftp += ["-osecure_chroot_dir=/srv"]
+    ftp += [f"-opasv_min_port={data_port}", f"-opasv_max_port={data_port}"]
     for command in (web, ftp):
         shown(command)
         twofold(*command)
@@ -330,17 +343,18 @@ def put(instance: str, path: str, content: bytes) -> None:
 def inside(name: str) -> None:
     """What one of the two servers can see: itself, and nothing of its neighbour."""
     script = (
-        "for d in /proc/[0-9]*; do c=$(tr '\\0' ' ' <$d/cmdline 2>/dev/null);"
+        "for d in /proc/[0-9]*; do c=$({ tr '\\0' ' ' <$d/cmdline; } 2>/dev/null);"
         ' [ -n "$c" ] && echo "process: ${d#/proc/} $c"; done;'
         f' for f in {WEB_ROOT}/* {FTP_ROOT}/*; do [ -e "$f" ] && echo "file: $f"; done;'
         ' for s in apache2 vsftpd; do echo "server: $(command -v $s)"; done'
     )
     print(f"  inside {name}")
     other = "vsftpd" if name == WEB else "apache2"
-    for line in twofold("exec", name, "sh", "-c", script).splitlines():
+    lines = twofold("exec", name, "sh", "-c", script).splitlines()
+    for line in sorted(lines, key=by_number):
         if "for d in" in line or line == "server: ":
             continue
-        print(f"    {line[:92]}")
+        print(f"    {shortened(line, 92)}")
         if other in line:
             raise DemoError(f"{name} can see {other}, which is its neighbour's: {line}")
 

@@ -129,13 +129,10 @@ def servants(paths: Paths) -> dict[int, str]:
     """The daemon and the keeper of this root, which may stay between two snapshots."""
     found = {}
     for pid in processes(paths):
-        arguments = _read(f"/proc/{pid}/cmdline").split("\0")
-        if _parent_is_keeper(pid):
-            continue  # forked from the keeper: still shows its command line until it execs
-        if "twofold.runtime.keeper" in arguments:
-            found[pid] = "keeper"
-        elif "serve" in arguments and _cgroup_member(str(pid), paths) is False:
-            found[pid] = "daemon"
+        role = _role(pid, paths)
+        # A sandbox's first process is the keeper's copy, command line and all, until it execs.
+        if role and not _cgroup_member(str(pid), paths) and not _is_keepers_child(pid):
+            found[pid] = role
     return found
 
 
@@ -182,15 +179,19 @@ def _ours(pid: str, paths: Paths) -> bool:
         return False
     if _cgroup_member(pid, paths):
         return True
+    return _role(int(pid), paths) != ""
+
+
+def _role(pid: int, paths: Paths) -> str:
+    """``daemon`` or ``keeper`` of this root, or neither: by its command line."""
     arguments = _read(f"/proc/{pid}/cmdline").split("\0")
-    if not any("twofold" in argument for argument in arguments):
-        return False
-    environment = _read(f"/proc/{pid}/environ").split("\0")
-    named = f"TWOFOLD_ROOT={paths.root}" in environment
-    return (named and "serve" in arguments) or (
-        (named or paths.root in arguments or paths.run in arguments)
-        and any(word in arguments for word in ("serve", "twofold.runtime.keeper"))
-    )
+    if paths.root not in arguments and paths.run not in arguments:
+        environment = _read(f"/proc/{pid}/environ").split("\0")
+        if f"TWOFOLD_ROOT={paths.root}" not in environment:
+            return ""
+    if any(word.endswith(".keeper") and word.startswith("twofold.") for word in arguments):
+        return "keeper"
+    return "daemon" if "twofold.daemon" in arguments or "serve" in arguments else ""
 
 
 def _cgroup_member(pid: str, paths: Paths) -> bool:
@@ -200,10 +201,10 @@ def _cgroup_member(pid: str, paths: Paths) -> bool:
     return False
 
 
-def _parent_is_keeper(pid: int) -> bool:
+def _is_keepers_child(pid: int) -> bool:
     for line in _read(f"/proc/{pid}/status").splitlines():
         if line.startswith("PPid:"):
-            return "twofold.runtime.keeper" in _read(f"/proc/{line.split()[1]}/cmdline")
+            return ".keeper\0" in _read(f"/proc/{line.split()[1]}/cmdline")
     return False
 
 

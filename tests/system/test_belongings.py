@@ -42,9 +42,8 @@ def seed_leaks(paths: Paths) -> list[subprocess.Popen[bytes]]:
     group.mkdir(parents=True)
     payload = subprocess.Popen(["sleep", "1000"])
     (group / "cgroup.procs").write_text(str(payload.pid))
-    keeper = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(1000)", "twofold.runtime.keeper", paths.run]
-    )
+    command = [sys.executable, "-c", "import time; time.sleep(1000)"]
+    keeper = subprocess.Popen([*command, "twofold.daemon.keeper", "--root", paths.root])
     return [payload, keeper]
 
 
