@@ -95,6 +95,7 @@ def _set_network(network: dict[str, Any]) -> None:
             network["address"],
             prefix=int(network["prefix"]),
             gateway=network.get("gateway") or "",
+            mtu_bytes=int(network.get("mtu") or 0),
         )
     except OSError as error:
         raise ConfigError(f"network: {error.strerror}") from error

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from twofold.errors import InvalidInput, Unsupported
-from twofold.hypervisor import machine
+from twofold.hypervisor import machine, profiles
 from twofold.instance.collaborators import MachineParts
 from twofold.instance.container import SYSCTLS, stdio_of
 from twofold.instance.place import Allocation, ImageRoot, Place, files_of, hostname_of
@@ -49,7 +49,7 @@ def check(spec: InstanceSpec) -> None:
             f"{least} MiB",
             hint=f"--memory {least}m",
         )
-    if spec.hardware is Hardware.EMULATED and spec.volumes:
+    if spec.volumes and not profiles.get(spec.hardware.value).has_shares:
         raise Unsupported(
             f"volume {spec.volumes[0].target!r}: emulated hardware has no device that shares "
             "directories",
@@ -181,6 +181,7 @@ def _guest(
             "address": place.network.address,
             "prefix": place.network.prefix,
             "gateway": place.network.gateway,
+            "mtu": place.network.mtu,
         }
     return {
         "mode": "system" if spec.system else "application",

@@ -18,6 +18,7 @@ _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _SIOCSIFADDR = 0x8916
 _SIOCSIFNETMASK = 0x891C
+_SIOCSIFMTU = 0x8922
 _SIOCSIFNAME = 0x8923
 _IFF_UP = 1
 _RTF_UP = 1
@@ -30,7 +31,9 @@ def configure_loopback() -> None:
         _raise_link(sock, "lo")
 
 
-def configure_interface(name: str, address: str, *, prefix: int, gateway: str = "") -> None:
+def configure_interface(
+    name: str, address: str, *, prefix: int, gateway: str = "", mtu_bytes: int = 0
+) -> None:
     """Give ``name`` its address, bring it up, and route everything else over ``gateway``.
 
     Repeating it with the same values changes nothing. Raises OSError naming what failed, and
@@ -40,6 +43,9 @@ def configure_interface(name: str, address: str, *, prefix: int, gateway: str = 
         raise ValueError(f"prefix {prefix} is not between 0 and 32")
     netmask = (0xFFFFFFFF << (32 - prefix)) & 0xFFFFFFFF
     with _Control() as sock:
+        if mtu_bytes:
+            request = _request(name, struct.pack("=i", mtu_bytes))
+            _ioctl(sock, _SIOCSIFMTU, request, name)
         _ioctl(sock, _SIOCSIFADDR, _request(name, _address(inet_aton(address))), name)
         _ioctl(sock, _SIOCSIFNETMASK, _request(name, _address(struct.pack("!I", netmask))), name)
         _raise_link(sock, name)

@@ -23,7 +23,7 @@ def openat2(dir_fd: int, path: str | bytes, flags: int, *, mode: int = 0, resolv
 
 def open_in_root(root_fd: int, path: str | bytes, flags: int, *, mode: int = 0) -> int:
     """Open ``path`` as a process whose root is ``root_fd`` would; it can never lead outside."""
-    relative = path.lstrip("/" if isinstance(path, str) else b"/") or "."
+    relative = os.fsencode(path).lstrip(b"/") or b"."
     return openat2(root_fd, relative, flags, mode=mode, resolve=RESOLVE_IN_ROOT)
 
 
