@@ -89,15 +89,26 @@ async def test_killed_in_the_middle_of_a_removal(tmp_path: Path) -> None:
         assert house.left() == []
 
 
-async def test_a_sandbox_without_a_row_is_ended(tmp_path: Path) -> None:
+async def test_a_row_that_the_database_lost_is_made_again(tmp_path: Path) -> None:
     async with FakeHouse(tmp_path) as house:
         record = await run(house, name="web")
         del house.store.rows[record.id]
         report = await reborn(house)
+        assert house.manager.find("web").state is State.RUNNING
+        assert list(house.store.rows) == [record.id]
+        assert any("missing in the database" in warning for warning in report.warnings)
+
+
+async def test_a_sandbox_that_nothing_remembers_is_ended(tmp_path: Path) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record = await run(house, name="web")
+        del house.store.rows[record.id]
+        os.unlink(f"{house.paths.instance_dir(record.id)}/spec.json")
+        report = await reborn(house)
         await house.settle()
         assert not house.keeper.sandboxes
         assert report.removed == 1
-        assert any("belongs to no instance" in warning for warning in report.warnings)
+        assert any("left alone" in warning for warning in report.warnings)
 
 
 async def test_after_a_reboot_restart_always_starts_again(tmp_path: Path) -> None:
@@ -130,7 +141,7 @@ async def test_a_lost_database_is_rebuilt_from_the_directories(tmp_path: Path) -
         os.mkdir(f"{house.paths.instances}/{'0' * 16}")
         Path(f"{house.paths.instances}/{'0' * 16}/spec.json").write_text("{broken")
         house.store.rows.clear()
-        report = await reborn(house, rebuild=True)
+        report = await reborn(house)
         assert report.rebuilt == 2
         assert house.manager.find("runs").state is State.RUNNING
         assert house.manager.find("stops").state is State.STOPPED

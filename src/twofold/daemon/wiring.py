@@ -89,18 +89,14 @@ async def build(paths: Paths, stack: AsyncExitStack) -> House:
 async def _restore(house: House, rows: list[dict[str, object]]) -> None:
     database = house.database
     now, before = boot_id(), database.meta("boot_id")
-    rebuild = bool(database.recovered_from)
-    report = await restoring.restore(
-        house.instances, rows, same_boot=before in (None, now), rebuild=rebuild
-    )
+    report = await restoring.restore(house.instances, rows, same_boot=before in (None, now))
     if before != now:
         await database.set_meta("boot_id", now)
-    if rebuild:
-        notice = (
+    if database.recovered_from:
+        house.warnings.append(
             f"the database was damaged; it is kept as {database.recovered_from}, and "
             f"{report.rebuilt} instances were read again from their directories"
         )
-        house.warnings.append(notice)
     house.warnings += report.warnings
     for warning in house.warnings:
         log.warning("%s", warning)

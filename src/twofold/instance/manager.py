@@ -22,7 +22,7 @@ from twofold.instance.lifecycle import Lifecycle
 from twofold.instance.process import arguments, environment, working_dir
 from twofold.instance.record import Record
 from twofold.instance.sessions import Sessions
-from twofold.instance.walls import ContainerWall, VmWall, Wall, make_directory, remove_tree
+from twofold.instance.walls import ContainerWall, VmWall, Wall, make_directory
 from twofold.model.image import Image
 from twofold.model.instance import InstanceSpec, State
 from twofold.operations import Operation
@@ -70,9 +70,8 @@ class InstanceManager:
         _check_process(spec, image)
         async with AsyncExitStack() as undo:
             record = await self._allocate(spec, image)
-            undo.push_async_callback(self._undo_allocation, record)
+            undo.push_async_callback(self.lifecycle.erase, record)
             directory = self.rooms.paths.instance_dir(record.id)
-            undo.push_async_callback(remove_tree, directory)
             try:
                 await make_directory(record, wall, directory)
                 write_facts(record, directory)
@@ -125,9 +124,6 @@ class InstanceManager:
             self.records.add(record)
         await self.records.store_new(record)
         return record
-
-    async def _undo_allocation(self, record: Record) -> None:
-        await self.records.delete(record)
 
     def _new_id(self) -> str:
         while True:

@@ -7,10 +7,12 @@ that order of trust for intent, and in the reverse order for facts:
     row, sandbox ended         record how, as if the daemon had been there
     row, no sandbox            it died with the host or the keeper: stopped, maybe start it again
     row, no directory          half made or half removed: finish the removal
-    no row, sandbox            half made: kill it (a lost database: adopt it, by its spec.json)
-    no row, directory          a lost database: adopt it; otherwise leave it and say so
+    no row, directory          the database lost it: make the row again from its spec.json
+    no row, no directory       a sandbox that nothing remembers: end it
 
-Decides nothing by guessing and deletes nothing it does not know.
+A row is on the disk before its directory is made and goes after the directory was renamed, so a
+crash of the daemon alone never leaves a directory without a row: then the database lost data.
+Deletes nothing it does not know.
 """
 
 import contextlib
@@ -51,16 +53,13 @@ async def restore(
     rows: list[dict[str, Any]],
     *,
     same_boot: bool,
-    rebuild: bool = False,
 ) -> Report:
-    """Load ``rows`` and settle every instance. ``rebuild``: the rows were lost, read the disk."""
+    """Load ``rows`` and what the disk knows besides, and settle every instance."""
     report = Report()
     hello = await manager.rooms.keeper.call("hello")
     sandboxes = {str(item["id"]): item for item in hello.get("instances", ())}
     _load_rows(manager, rows, report)
-    if rebuild:
-        await _load_directories(manager, report)
-    _note_orphans(manager, report)
+    await _load_directories(manager, report)
     await _finish_removals(manager)
     await _kill_unknown(manager, sandboxes, report)
     living = []
@@ -88,21 +87,28 @@ def _load_rows(manager: InstanceManager, rows: list[dict[str, Any]], report: Rep
 
 
 async def _load_directories(manager: InstanceManager, report: Report) -> None:
-    """Rows from the spec.json beside each instance: the database had to be set aside."""
+    """Rows that the database lost, from the spec.json beside each instance."""
     for name in _directories(manager):
         if name.startswith(".") or manager.records.get(name):
             continue
-        path = f"{manager.rooms.paths.instances}/{name}/spec.json"
+        directory = f"{manager.rooms.paths.instances}/{name}"
         try:
-            record = read_facts(path)
+            record = read_facts(f"{directory}/spec.json")
             if record.id != name:
                 raise ValueError(f"it says id {record.id!r}")
             manager.records.add(record)
             await manager.records.store_new(record)
         except (OSError, ValueError, TypeError, KeyError, TwofoldError) as error:
-            report.warnings.append(f"instance directory {name!r} could not be read: {error}")
+            reason = str(error).splitlines()[0]
+            report.warnings.append(
+                f"{directory} belongs to no instance in the database and could not be read "
+                f"({reason}); it was left alone"
+            )
             continue
         report.rebuilt += 1
+        report.warnings.append(
+            f"instance {record.name!r} was missing in the database: read again from {directory}"
+        )
 
 
 def read_facts(path: str) -> Record:
@@ -129,15 +135,6 @@ def _directories(manager: InstanceManager) -> list[str]:
         return sorted(os.listdir(manager.rooms.paths.instances))
     except FileNotFoundError:
         return []
-
-
-def _note_orphans(manager: InstanceManager, report: Report) -> None:
-    for name in _directories(manager):
-        if not name.startswith(".") and manager.records.get(name) is None:
-            report.warnings.append(
-                f"{manager.rooms.paths.instances}/{name} belongs to no instance in the database; "
-                "it was left alone"
-            )
 
 
 async def _finish_removals(manager: InstanceManager) -> None:
