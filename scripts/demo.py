@@ -244,7 +244,7 @@ def tell(seen: Seen) -> None:
     for name in ("kernel", "cpu", "nic"):
         print(f"  {name:<9} {seen.facts.get(name, 'unknown')}")
     for index, process in enumerate(sorted(seen.processes, key=by_number)):
-        print(f"  {'processes' if index == 0 else '':<9} {shortened(process, 88)}")
+        print(f"  {'processes' if index == 0 else '':<9} {shortened(process.rstrip(), 88)}")
     if int(seen.facts.get("threads", "0")):
         print(f"  {'':<9} and {seen.facts['threads']} threads of its own kernel")
 
@@ -354,7 +354,7 @@ def inside(name: str) -> None:
     for line in sorted(lines, key=by_number):
         if "for d in" in line or line == "server: ":
             continue
-        print(f"    {shortened(line, 92)}")
+        print(f"    {shortened(line.rstrip(), 92)}")
         if other in line:
             raise DemoError(f"{name} can see {other}, which is its neighbour's: {line}")
 
