@@ -57,9 +57,10 @@ class Loop:
             os.eventfd_write(self._wake_fd, 1)
 
     def _woken(self) -> None:
-        # In this order: what another thread leaves after the flag is down wakes the loop again.
-        self._awake = False
+        # In this order: were the flag cleared first, a thread's wake-up between the two would be
+        # taken away here while the flag says that it is still to come. Nobody would wake us again.
         try:
             os.eventfd_read(self._wake_fd)
         except BlockingIOError:
             pass
+        self._awake = False
