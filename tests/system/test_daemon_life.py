@@ -122,6 +122,35 @@ def test_instances_outlive_the_daemon(lone: Lone, twofold: Twofold, number: int)
             again.instance(item).remove(force=True)
 
 
+def test_a_daemon_that_is_ended_in_the_middle_of_starts_takes_them_back(
+    lone: Lone, twofold: Twofold
+) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def start(number: int) -> None:
+        with Twofold(str(lone.root), launch=False) as client:
+            try:
+                client.run_detached("busybox", ["sleep", "1000"], name=f"n{number}")
+            except TwofoldError:
+                pass  # the daemon went away: that is the point
+
+    with ThreadPoolExecutor(10) as threads:
+        threads.map(start, range(10))
+        wait_for(lambda: len(os.listdir(lone.paths.instances)) >= 3)
+        begun = time.monotonic()
+        assert lone.kill(signal.SIGTERM) == 0
+        assert time.monotonic() - begun < 12
+    twofold.close()
+    with lone.start() as again:
+        found = again.instances()
+        assert all(item.state == "running" for item in found)
+        assert {item.id for item in found} == set(os.listdir(lone.paths.instances))
+        for item in found:
+            assert again.instance(item.name).exec(["true"]).exit_code == 0
+            again.instance(item.name).remove(force=True)
+        assert os.listdir(lone.paths.instances) == []
+
+
 def test_one_daemon_per_root_and_the_socket_is_the_groups(lone: Lone, twofold: Twofold) -> None:
     status = os.stat(lone.paths.api_socket)
     assert stat.S_IMODE(status.st_mode) == 0o660

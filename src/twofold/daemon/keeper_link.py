@@ -20,13 +20,13 @@ class KeeperLink:
     def __init__(
         self,
         paths: Paths,
-        scope: TaskScope,
         *,
         on_event: Callable[[dict[str, Any]], None],
         on_lost: Callable[[], Awaitable[None]],
     ) -> None:
         self._paths = paths
-        self._scope = scope
+        # Of its own: while the daemon ends, what is being undone still waits for events.
+        self._scope = TaskScope()
         self._on_event = on_event
         self._on_lost = on_lost
         self._client: KeeperClient | None = None
@@ -54,11 +54,12 @@ class KeeperLink:
             except Exception:
                 log.exception("event of the keeper could not be handled: %s", event)
         if not self._closed:
-            log.error("the keeper is gone")
+            log.error("the line to the keeper broke")
             await self._on_lost()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let go; the keeper and its instances go on."""
         self._closed = True
         if self._client is not None:
             self._client.close()
+        await self._scope.close()

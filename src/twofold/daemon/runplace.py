@@ -122,7 +122,7 @@ def tell_ready(ready_fd: int) -> None:
 
 
 def notify(state: str) -> None:
-    address = os.environ.get("NOTIFY_SOCKET")
+    address = os.environ.pop("NOTIFY_SOCKET", "")  # the keeper must not inherit it
     if not address:
         return
     if address.startswith("@"):

@@ -45,20 +45,16 @@ async def build(paths: Paths, stack: AsyncExitStack) -> House:
     stack.callback(database.close)
     networks = NetworkManager(paths)
     stack.callback(networks.close)
-    scope = await stack.enter_async_context(TaskScope())
-    records = Records(database)
 
     async def keeper_lost() -> None:
         manager.sessions.forget_all(Unavailable("the keeper ended", hint="try again"))
         await restoring.after_keeper_loss(manager)
 
-    link = KeeperLink(
-        paths,
-        scope,
-        on_event=lambda event: manager.on_event(event),
-        on_lost=keeper_lost,
-    )
-    stack.callback(link.close)
+    link = KeeperLink(paths, on_event=lambda event: manager.on_event(event), on_lost=keeper_lost)
+    stack.push_async_callback(link.close)
+    # Ends before the link and the database: what is being undone in it still needs both.
+    scope = await stack.enter_async_context(TaskScope())
+    records = Records(database)
     images = ImageDesk(ImageStore(paths.images), paths.images, lambda: manager.users_of_images())
     rows = database.instances()
     ranges = Ranges(read_foreign())

@@ -15,7 +15,7 @@ import time
 from contextlib import AsyncExitStack
 from typing import Any
 
-from twofold.errors import NotFound, RuntimeFailed, TwofoldError
+from twofold.errors import NoSpace, NotFound, RuntimeFailed, TwofoldError
 from twofold.instance import restart_policy, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.place import Place, hostname_of
@@ -149,8 +149,7 @@ class Lifecycle:
                 await self._await_exit(record, KILL_TIMEOUT_S)
         except NotFound:
             return
-        await self._keeper.call("release", id=record.id)
-        await self._clear_run_dir(record)
+        await self._release(record)
 
     async def _await_exit(self, record: Record, timeout_s: float) -> bool:
         try:
@@ -188,16 +187,24 @@ class Lifecycle:
             finished_at=event.get("at") or now(),
             error=_reason(event),
         )
-        if not remove:
-            await saved
-        await self._keeper.call("release", id=record.id)
-        await self._clear_run_dir(record)
+        try:
+            if not remove:
+                await saved
+            await self._release(record)
+        except TwofoldError as error:
+            # A full disk, say. The keeper still remembers how it ended; a removal or the next
+            # daemon comes back to it.
+            log.error("the end of %s could not be recorded: %s", record.name, error.message)
+            record.unreleased = True
         if remove:
             await self.erase(record)
         else:
             self._plan_restart(record, lived_s)
 
-    async def _clear_run_dir(self, record: Record) -> None:
+    async def _release(self, record: Record) -> None:
+        """Let the keeper forget a sandbox that has ended."""
+        await self._keeper.call("release", id=record.id)
+        record.unreleased = False
         run_dir = self._run_dir(record)
         if os.path.isdir(run_dir):
             await remove_tree(run_dir)
@@ -338,7 +345,8 @@ class Lifecycle:
 
     async def erase(self, record: Record) -> None:
         """Files first out of sight, then the row, then the bytes: a daemon that dies in between
-        finds either the whole instance or a directory that says it is to be removed."""
+        finds either the whole instance or a directory that says it is to be removed. On a full
+        disk the bytes go first, because even deleting a row needs room."""
         paths = self._rooms.paths
         directory = paths.instance_dir(record.id)
         doomed = f"{paths.instances}/.removing-{record.id}"
@@ -346,7 +354,13 @@ class Lifecycle:
             os.rename(directory, doomed)
         except FileNotFoundError:
             pass
-        await self._records.delete(record)
+        if record.unreleased:
+            await self._release(record)
+        try:
+            await self._records.delete(record)
+        except NoSpace:
+            await remove_tree(doomed)
+            await self._records.delete(record)
         await remove_tree(doomed)
 
     # -- small things -------------------------------------------------------------------------

@@ -166,7 +166,10 @@ class InstanceManager:
             record = self.records.get(str(event.get("id")))
             if record is not None:
                 record.signal_exit(event)
-                self.rooms.scope.spawn(self.lifecycle.ended(record), name=f"end of {record.name}")
+                # While the daemon ends, the keeper keeps what it said for the next one.
+                if not self.rooms.scope.closed:
+                    ended = self.lifecycle.ended(record)
+                    self.rooms.scope.spawn(ended, name=f"end of {record.name}")
 
     async def wait(self, record: Record, condition: str = "stopped") -> int | None:
         """Until it is stopped (or removed); its exit code."""

@@ -70,6 +70,7 @@ class Record:
     cancel_start: Callable[[], object] | None = field(default=None, repr=False)
     restart_timer: asyncio.Task[None] | None = field(default=None, repr=False)
     removed: bool = False
+    unreleased: bool = False  # the keeper still holds how it ended
     _changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     _json: bytes | None = field(default=None, repr=False)
 

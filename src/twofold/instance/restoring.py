@@ -56,10 +56,10 @@ async def restore(
 ) -> Report:
     """Load ``rows`` and what the disk knows besides, and settle every instance."""
     report = Report()
-    hello = await manager.rooms.keeper.call("hello")
-    sandboxes = {str(item["id"]): item for item in hello.get("instances", ())}
+    # Before the keeper is asked: from its first word on, its events must find their instance.
     _load_rows(manager, rows, report)
     await _load_directories(manager, report)
+    sandboxes = await _ask_keeper(manager)
     await _finish_removals(manager)
     await _kill_unknown(manager, sandboxes, report)
     living = []
@@ -73,6 +73,11 @@ async def restore(
         if record not in living:
             await _settle(manager, record, sandboxes.get(record.id), same_boot, report)
     return report
+
+
+async def _ask_keeper(manager: InstanceManager) -> dict[str, dict[str, Any]]:
+    hello = await manager.rooms.keeper.call("hello")
+    return {str(item["id"]): item for item in hello.get("instances", ())}
 
 
 def _load_rows(manager: InstanceManager, rows: list[dict[str, Any]], report: Report) -> None:
@@ -229,6 +234,8 @@ async def _settle(
         report.removed += 1
         return
     if sandbox is not None and sandbox["state"] == "ended":
+        if record.exit_event is not None:
+            return  # its event came meanwhile and is being dealt with
         if not record.active:
             record.change(state=State.RUNNING)  # its end is news only to us
         record.signal_exit(sandbox)
@@ -271,14 +278,25 @@ async def _died_unseen(
 
 
 async def after_keeper_loss(manager: InstanceManager) -> None:
-    """The keeper died while the daemon lives: nobody holds its instances' consoles any more, so
-    what is left of them is ended, recorded, and started again where the policy wants it."""
+    """The line to the keeper broke. Ask again: the same keeper may answer, or a new one that
+    knows nothing. Then nobody holds the consoles of what ran, so it is ended, recorded, and
+    started again where the policy wants it."""
+    sandboxes = await _ask_keeper(manager)
     for record in manager.records:
-        if record.active:
+        # One that is just being started unwinds by itself: its calls have failed.
+        if not record.active or record.cancel_start is not None or record.exit_event is not None:
+            continue
+        sandbox = sandboxes.get(record.id)
+        if sandbox is None:
             remove_group(f"{manager.rooms.paths.cgroup}/{record.id}")
-            record.signal_exit(
-                {"exit_code": 137, "at": now(), "error": "its keeper ended unexpectedly"}
-            )
+            sandbox = {
+                "state": "ended",
+                "exit_code": 137,
+                "at": now(),
+                "error": "its keeper ended unexpectedly",
+            }
+        if sandbox["state"] == "ended":
+            record.signal_exit(sandbox)
             await manager.lifecycle.ended(record)
 
 

@@ -20,7 +20,7 @@ class TaskScope:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._closed = False
+        self.closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -37,7 +37,7 @@ class TaskScope:
         self, work: Coroutine[Any, Any, T], *, name: str, awaited: bool = False
     ) -> asyncio.Task[T]:
         """Run ``work`` in the scope; ``awaited`` says that somebody else takes its failure."""
-        if self._closed:
+        if self.closed:
             work.close()
             raise RuntimeError(f"task {name!r} started after its scope was closed")
         task = asyncio.get_running_loop().create_task(work, name=name)
@@ -49,7 +49,7 @@ class TaskScope:
 
     async def close(self) -> None:
         """Cancel what still runs and wait until all of it has ended."""
-        self._closed = True
+        self.closed = True
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
