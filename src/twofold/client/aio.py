@@ -1,0 +1,248 @@
+"""The SDK for asyncio; import it from ``twofold.client.sdk``, where its twin is described."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+from twofold.client.launch import ensure_daemon
+from twofold.client.shapes import (
+    BASE,
+    NDJSON,
+    Completed,
+    Events,
+    OnEvent,
+    at,
+    captured,
+    error_of,
+    exec_body,
+    gone,
+    spec_body,
+    split_log,
+)
+from twofold.model.image import Image
+from twofold.model.instance import Instance
+from twofold.model.paths import Paths
+
+
+class AsyncTwofold:
+    """``Twofold`` for asyncio:
+
+    async with AsyncTwofold() as twofold:
+        done = await twofold.run("debian", ["true"])
+    """
+
+    def __init__(self, root: str | None = None, *, launch: bool = True) -> None:
+        self.paths = Paths(root)
+        self._launch = launch
+        transport = httpx.AsyncHTTPTransport(uds=self.paths.api_socket)
+        self._http = httpx.AsyncClient(transport=transport, base_url=BASE, timeout=None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def run(
+        self, image: str, command: Sequence[str] | None = None, **fields: Any
+    ) -> Completed:
+        async with await self.run_detached(image, command, **fields) as box:
+            exit_code = await box.wait()
+            stdout, stderr = split_log(await box.logs())
+        return Completed(exit_code=exit_code, stdout=stdout, stderr=stderr)
+
+    async def run_detached(
+        self,
+        image: str,
+        command: Sequence[str] | None = None,
+        *,
+        on_event: OnEvent | None = None,
+        **fields: Any,
+    ) -> "AsyncBox":
+        body = {"spec": spec_body(image, command, fields), "start": True}
+        return AsyncBox(self, await self._operate("POST", at("instances"), body, on_event))
+
+    async def create(
+        self, image: str, command: Sequence[str] | None = None, **fields: Any
+    ) -> "AsyncBox":
+        body = {"spec": spec_body(image, command, fields), "start": False}
+        return AsyncBox(self, await self._operate("POST", at("instances"), body, None))
+
+    async def instances(self, *, everything: bool = True) -> list[Instance]:
+        query = "?all=true" if everything else ""
+        found = await self._call("GET", at("instances") + query)
+        return [Instance.model_validate(item) for item in found]
+
+    async def instance(self, name: str) -> "AsyncBox":
+        return AsyncBox(self, await self._call("GET", at("instances", name)))
+
+    async def images(self) -> list[Image]:
+        found = await self._call("GET", at("images"))
+        return [Image.model_validate(item) for item in found]
+
+    async def image(self, name: str) -> Image:
+        return Image.model_validate(await self._call("GET", at("images", name)))
+
+    async def build_image(
+        self, name: str, *, on_event: OnEvent | None = None, **fields: Any
+    ) -> Image:
+        body = {"name": name, **fields}
+        found = await self._operate("POST", at("images", "build"), body, on_event)
+        return Image.model_validate(found)
+
+    async def import_image(
+        self, path: str, name: str | None = None, *, on_event: OnEvent | None = None
+    ) -> Image:
+        body = {"path": path, "name": name}
+        found = await self._operate("POST", at("images", "import"), body, on_event)
+        return Image.model_validate(found)
+
+    async def remove_image(self, name: str, *, force: bool = False) -> None:
+        await self._call("DELETE", at("images", name) + ("?force=true" if force else ""))
+
+    async def version(self) -> dict[str, Any]:
+        found: dict[str, Any] = await self._call("GET", at("version"))
+        return found
+
+    async def doctor(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = await self._call("GET", at("doctor"))
+        return found
+
+    @asynccontextmanager
+    async def _stream(
+        self, method: str, path: str, **options: Any
+    ) -> AsyncIterator[httpx.Response]:
+        for attempt in (1, 2):
+            try:
+                async with self._http.stream(method, path, **options) as reply:
+                    if reply.status_code >= 400:
+                        raise error_of(reply.status_code, await reply.aread())
+                    yield reply
+                    return
+            except httpx.ConnectError as error:
+                if attempt == 2 or not self._launch:
+                    raise gone(self.paths, error) from error
+                await asyncio.to_thread(ensure_daemon, self.paths)
+            except httpx.TransportError as error:
+                raise gone(self.paths, error) from error
+
+    async def _call(self, method: str, path: str, body: Any = None) -> Any:
+        async with self._stream(method, path, json=body) as reply:
+            data = await reply.aread()
+        return json.loads(data) if data else None
+
+    async def _operate(self, method: str, path: str, body: Any, on_event: OnEvent | None) -> Any:
+        events = Events(on_event)
+        async with self._stream(method, path, json=body, headers=NDJSON) as reply:
+            async for line in reply.aiter_lines():
+                events.line(line)
+        return events.finish()
+
+
+class AsyncBox:
+    """``Box`` for asyncio."""
+
+    def __init__(self, twofold: AsyncTwofold, data: dict[str, Any]) -> None:
+        self._twofold = twofold
+        self.data = Instance.model_validate(data)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.remove(force=True)
+
+    @property
+    def name(self) -> str:
+        return self.data.name
+
+    async def refresh(self) -> Instance:
+        return self._take(await self._twofold._call("GET", self._at()))
+
+    async def start(self, *, on_event: OnEvent | None = None) -> Instance:
+        return self._take(await self._twofold._operate("POST", self._at("start"), {}, on_event))
+
+    async def stop(self, *, timeout_s: float = 10.0) -> Instance:
+        body = {"timeout_s": timeout_s}
+        return self._take(await self._twofold._operate("POST", self._at("stop"), body, None))
+
+    async def restart(self, *, timeout_s: float = 10.0) -> Instance:
+        body = {"timeout_s": timeout_s}
+        return self._take(await self._twofold._operate("POST", self._at("restart"), body, None))
+
+    async def kill(self, signal: str = "SIGKILL") -> Instance:
+        body = {"signal": signal}
+        return self._take(await self._twofold._call("POST", self._at("kill"), body))
+
+    async def pause(self) -> Instance:
+        return self._take(await self._twofold._call("POST", self._at("pause")))
+
+    async def resume(self) -> Instance:
+        return self._take(await self._twofold._call("POST", self._at("resume")))
+
+    async def remove(self, *, force: bool = False) -> None:
+        await self._twofold._call("DELETE", self._at() + ("?force=true" if force else ""))
+
+    async def wait(self) -> int:
+        answer = await self._twofold._call("GET", self._at("wait"))
+        return int(answer["exit_code"] if answer["exit_code"] is not None else 125)
+
+    async def exec(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+        timeout_s: float = 60.0,
+    ) -> Completed:
+        body = exec_body(command, stdin, env, workdir, user, timeout_s)
+        return captured(await self._twofold._call("POST", self._at("exec"), body))
+
+    async def logs(self, *, tail: int | None = None) -> bytes:
+        query = f"?tail={tail}" if tail is not None else ""
+        async with self._twofold._stream("GET", self._at("logs") + query) as reply:
+            return await reply.aread()
+
+    async def follow_logs(self) -> AsyncIterator[str]:
+        async with self._twofold._stream("GET", self._at("logs") + "?follow=true") as reply:
+            async for line in reply.aiter_lines():
+                yield line
+
+    async def read_archive(self, path: str) -> bytes:
+        query = f"?path={quote(path, safe='')}"
+        async with self._twofold._stream("GET", self._at("archive") + query) as reply:
+            return await reply.aread()
+
+    async def write_archive(self, path: str, tar: bytes) -> None:
+        query = f"?path={quote(path, safe='')}"
+        at = self._at("archive") + query
+        async with self._twofold._stream("PUT", at, content=tar) as reply:
+            await reply.aread()
+
+    def _at(self, *more: str) -> str:
+        return at("instances", self.data.id, *more)
+
+    def _take(self, data: dict[str, Any]) -> Instance:
+        self.data = Instance.model_validate(data)
+        return self.data

@@ -1,0 +1,270 @@
+"""The Python SDK: the same nouns and verbs as the command, synchronous and asynchronous.
+
+    from twofold.client.sdk import Twofold
+
+    with Twofold() as twofold:
+        done = twofold.run("debian", ["cat", "/etc/os-release"])
+        print(done.stdout.decode())
+        with twofold.run_detached("debian", ["sleep", "60"], isolation="vm") as box:
+            print(box.exec(["uname", "-r"]).stdout)
+
+Talks to the daemon of this host over its unix socket and starts it where root may. Every failure
+is an exception of ``twofold.errors``, with a hint. The asynchronous twin is ``AsyncTwofold``.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+from twofold.client.aio import AsyncBox, AsyncTwofold
+from twofold.client.launch import ensure_daemon
+from twofold.client.shapes import (
+    BASE,
+    NDJSON,
+    Completed,
+    Events,
+    OnEvent,
+    at,
+    captured,
+    error_of,
+    exec_body,
+    gone,
+    spec_body,
+    split_log,
+)
+from twofold.model.image import Image
+from twofold.model.instance import Instance
+from twofold.model.paths import Paths
+
+__all__ = ["AsyncBox", "AsyncTwofold", "Box", "Completed", "Twofold"]
+
+
+class Twofold:
+    """A connection to one Twofold. Use it as a context manager, or ``close`` it."""
+
+    def __init__(self, root: str | None = None, *, launch: bool = True) -> None:
+        """``root`` as in ``--root``; ``launch``: start the daemon where none runs."""
+        self.paths = Paths(root)
+        self._launch = launch
+        transport = httpx.HTTPTransport(uds=self.paths.api_socket)
+        self._http = httpx.Client(transport=transport, base_url=BASE, timeout=None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # Instances
+
+    def run(self, image: str, command: Sequence[str] | None = None, **fields: Any) -> Completed:
+        """Run a command to its end in a new instance and take its output. The instance is gone
+        afterwards. ``fields`` are those of ``InstanceSpec``:
+        ``run("debian", ["uname"], isolation="vm", memory_bytes=1 << 30)``."""
+        with self.run_detached(image, command, **fields) as box:
+            exit_code = box.wait()
+            stdout, stderr = split_log(box.logs())
+        return Completed(exit_code=exit_code, stdout=stdout, stderr=stderr)
+
+    def run_detached(
+        self,
+        image: str,
+        command: Sequence[str] | None = None,
+        *,
+        on_event: OnEvent | None = None,
+        **fields: Any,
+    ) -> "Box":
+        """Start a new instance and return it while it runs."""
+        body = {"spec": spec_body(image, command, fields), "start": True}
+        return Box(self, self._operate("POST", at("instances"), body, on_event))
+
+    def create(self, image: str, command: Sequence[str] | None = None, **fields: Any) -> "Box":
+        """A new instance that is not started."""
+        body = {"spec": spec_body(image, command, fields), "start": False}
+        return Box(self, self._operate("POST", at("instances"), body, None))
+
+    def instances(self, *, everything: bool = True) -> list[Instance]:
+        query = "?all=true" if everything else ""
+        found = self._call("GET", at("instances") + query)
+        return [Instance.model_validate(item) for item in found]
+
+    def instance(self, name: str) -> "Box":
+        """An existing instance by name, id or the beginning of its id."""
+        return Box(self, self._call("GET", at("instances", name)))
+
+    # Images
+
+    def images(self) -> list[Image]:
+        return [Image.model_validate(item) for item in self._call("GET", at("images"))]
+
+    def image(self, name: str) -> Image:
+        return Image.model_validate(self._call("GET", at("images", name)))
+
+    def build_image(self, name: str, *, on_event: OnEvent | None = None, **fields: Any) -> Image:
+        """``build_image("debian", include=["apache2"])``."""
+        body = {"name": name, **fields}
+        found = self._operate("POST", at("images", "build"), body, on_event)
+        return Image.model_validate(found)
+
+    def import_image(
+        self, path: str, name: str | None = None, *, on_event: OnEvent | None = None
+    ) -> Image:
+        """``path`` is on the daemon's host."""
+        body = {"path": path, "name": name}
+        found = self._operate("POST", at("images", "import"), body, on_event)
+        return Image.model_validate(found)
+
+    def remove_image(self, name: str, *, force: bool = False) -> None:
+        self._call("DELETE", at("images", name) + ("?force=true" if force else ""))
+
+    # Host
+
+    def version(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._call("GET", at("version"))
+        return found
+
+    def doctor(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._call("GET", at("doctor"))
+        return found
+
+    # Transport
+
+    @contextmanager
+    def _stream(self, method: str, path: str, **options: Any) -> Iterator[httpx.Response]:
+        for attempt in (1, 2):
+            try:
+                with self._http.stream(method, path, **options) as reply:
+                    if reply.status_code >= 400:
+                        raise error_of(reply.status_code, reply.read())
+                    yield reply
+                    return
+            except httpx.ConnectError as error:
+                if attempt == 2 or not self._launch:
+                    raise gone(self.paths, error) from error
+                ensure_daemon(self.paths)
+            except httpx.TransportError as error:
+                raise gone(self.paths, error) from error
+
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
+        with self._stream(method, path, json=body) as reply:
+            data = reply.read()
+        return json.loads(data) if data else None
+
+    def _operate(self, method: str, path: str, body: Any, on_event: OnEvent | None) -> Any:
+        events = Events(on_event)
+        with self._stream(method, path, json=body, headers=NDJSON) as reply:
+            for line in reply.iter_lines():
+                events.line(line)
+        return events.finish()
+
+
+class Box:
+    """One instance. As a context manager it is removed at the end, running or not."""
+
+    def __init__(self, twofold: Twofold, data: dict[str, Any]) -> None:
+        self._twofold = twofold
+        self.data = Instance.model_validate(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove(force=True)
+
+    @property
+    def name(self) -> str:
+        return self.data.name
+
+    def refresh(self) -> Instance:
+        """Its state now."""
+        return self._take(self._twofold._call("GET", self._at()))
+
+    def start(self, *, on_event: OnEvent | None = None) -> Instance:
+        return self._take(self._twofold._operate("POST", self._at("start"), {}, on_event))
+
+    def stop(self, *, timeout_s: float = 10.0) -> Instance:
+        body = {"timeout_s": timeout_s}
+        return self._take(self._twofold._operate("POST", self._at("stop"), body, None))
+
+    def restart(self, *, timeout_s: float = 10.0) -> Instance:
+        body = {"timeout_s": timeout_s}
+        return self._take(self._twofold._operate("POST", self._at("restart"), body, None))
+
+    def kill(self, signal: str = "SIGKILL") -> Instance:
+        return self._take(self._twofold._call("POST", self._at("kill"), {"signal": signal}))
+
+    def pause(self) -> Instance:
+        return self._take(self._twofold._call("POST", self._at("pause")))
+
+    def resume(self) -> Instance:
+        return self._take(self._twofold._call("POST", self._at("resume")))
+
+    def remove(self, *, force: bool = False) -> None:
+        self._twofold._call("DELETE", self._at() + ("?force=true" if force else ""))
+
+    def wait(self) -> int:
+        """Until it is stopped; its exit code."""
+        answer = self._twofold._call("GET", self._at("wait"))
+        return int(answer["exit_code"] if answer["exit_code"] is not None else 125)
+
+    def exec(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+        timeout_s: float = 60.0,
+    ) -> Completed:
+        """Run a command inside and take its output (at most 16 MiB)."""
+        body = exec_body(command, stdin, env, workdir, user, timeout_s)
+        return captured(self._twofold._call("POST", self._at("exec"), body))
+
+    def logs(self, *, tail: int | None = None) -> bytes:
+        """The log as it is: lines of ``TIME STREAM F|P CONTENT``."""
+        query = f"?tail={tail}" if tail is not None else ""
+        with self._twofold._stream("GET", self._at("logs") + query) as reply:
+            return reply.read()
+
+    def follow_logs(self) -> Iterator[str]:
+        """Log lines as they are written, until it ends."""
+        with self._twofold._stream("GET", self._at("logs") + "?follow=true") as reply:
+            yield from reply.iter_lines()
+
+    def read_archive(self, path: str) -> bytes:
+        """A path inside as a tar."""
+        query = f"?path={quote(path, safe='')}"
+        with self._twofold._stream("GET", self._at("archive") + query) as reply:
+            return reply.read()
+
+    def write_archive(self, path: str, tar: bytes) -> None:
+        """Unpack a tar into the directory ``path`` inside."""
+        query = f"?path={quote(path, safe='')}"
+        with self._twofold._stream("PUT", self._at("archive") + query, content=tar) as reply:
+            reply.read()
+
+    def _at(self, *more: str) -> str:
+        return at("instances", self.data.id, *more)
+
+    def _take(self, data: dict[str, Any]) -> Instance:
+        self.data = Instance.model_validate(data)
+        return self.data

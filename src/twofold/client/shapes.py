@@ -1,0 +1,113 @@
+"""What the synchronous and the asynchronous SDK share: requests and answers as data. Pure."""
+
+import base64
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from twofold.errors import TwofoldError, Unavailable, from_dict
+from twofold.model.instance import InstanceSpec
+from twofold.model.paths import Paths
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+BASE = "http://twofold"
+NDJSON = {"Accept": "application/x-ndjson"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completed:
+    """How a command ended and what it wrote."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+
+
+def at(*segments: str) -> str:
+    return "/v1/" + "/".join(quote(segment, safe="") for segment in segments)
+
+
+def spec_body(
+    image: str, command: Sequence[str] | None, fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    spec = InstanceSpec(image=image, command=list(command) if command else None, **fields)
+    return spec.model_dump(mode="json", exclude_defaults=True)
+
+
+def error_of(status: int, body: bytes) -> TwofoldError:
+    try:
+        return from_dict(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        text = body[:200].decode("utf-8", "replace")
+        return TwofoldError(f"the daemon replied {status}: {text}", hint="twofold doctor")
+
+
+def gone(paths: Paths, error: Exception) -> Unavailable:
+    return Unavailable(
+        f"the daemon of {paths.root!r} is not reachable: {error}", hint="twofold serve"
+    )
+
+
+def exec_body(
+    command: Sequence[str],
+    stdin: bytes,
+    env: Mapping[str, str] | None,
+    workdir: str | None,
+    user: str | None,
+    timeout_s: float,
+) -> dict[str, Any]:
+    return {
+        "command": list(command),
+        "env": [f"{name}={value}" for name, value in (env or {}).items()],
+        "workdir": workdir,
+        "user": user,
+        "capture": True,
+        "stdin_base64": base64.b64encode(stdin).decode(),
+        "timeout_s": timeout_s,
+    }
+
+
+def captured(answer: dict[str, Any]) -> Completed:
+    return Completed(
+        exit_code=answer["exit_code"],
+        stdout=base64.b64decode(answer["stdout_base64"]),
+        stderr=base64.b64decode(answer["stderr_base64"]),
+    )
+
+
+def split_log(log: bytes) -> tuple[bytes, bytes]:
+    """Log lines (``TIME STREAM F|P CONTENT``) as the bytes that were written."""
+    streams: dict[bytes, list[bytes]] = {b"stdout": [], b"stderr": []}
+    for line in log.split(b"\n"):
+        fields = line.split(b" ", 3)
+        if len(fields) == 4 and fields[1] in streams:
+            streams[fields[1]].append(fields[3] + (b"\n" if fields[2] == b"F" else b""))
+    return b"".join(streams[b"stdout"]), b"".join(streams[b"stderr"])
+
+
+class Events:
+    """Takes an operation's lines; has its result at the end, or raises its error."""
+
+    def __init__(self, on_event: OnEvent | None) -> None:
+        self._on_event = on_event
+        self.ended = False
+        self.result: Any = None
+
+    def line(self, text: str) -> None:
+        if not text:
+            return
+        event = json.loads(text)
+        if event["type"] == "error":
+            raise from_dict(event["error"])
+        if event["type"] == "result":
+            self.ended, self.result = True, event["result"]
+        elif self._on_event is not None:
+            self._on_event(event)
+
+    def finish(self) -> Any:
+        if not self.ended:
+            raise Unavailable("the daemon went away in the middle", hint="twofold list --all")
+        return self.result
