@@ -19,9 +19,10 @@ from typing import Any
 from twofold.errors import GuestFailed, InvalidInput, TwofoldError, Unavailable
 from twofold.guest import protocol
 from twofold.hypervisor.monitor_clients import Clients, close_all, receive, signal_number
+from twofold.hypervisor.monitor_console import Console
 from twofold.hypervisor.monitor_link import Link, LinkClosedError
 from twofold.hypervisor.monitor_loop import Loop
-from twofold.hypervisor.monitor_qemu import BoundedLog, Qemu, pair, printable
+from twofold.hypervisor.monitor_qemu import Qemu, pair, printable
 from twofold.hypervisor.monitor_session import (
     GuestProcess,
     Watcher,
@@ -29,13 +30,11 @@ from twofold.hypervisor.monitor_session import (
     guest_is_gone,
     open_frame,
 )
-from twofold.hypervisor.monitor_stream import Intake, Outlet
 from twofold.linux import sockets
 
 _SESSION_LIMIT = 128
 _POWER_OFF_S = 10.0
 _BACKLOG_LIMIT = 4096
-_CONSOLE_BYTES = 65536
 _SIGRTMIN = 34
 _SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGPWR, _SIGRTMIN + 3, _SIGRTMIN + 4)
 _NOT_FORWARDED = {
@@ -104,20 +103,16 @@ class Monitor(Watcher):
         self._exit_code: int | None = None
         self._payload: GuestProcess | None = None
         self._link_failure = ""
-        self._mirror: Outlet | None = None
-        self._mirror_intake: Intake | None = None
         self._qemu: Qemu | None = None
 
     # -- start ------------------------------------------------------------------------------
 
     def start(self, fds: dict[str, int]) -> None:
         """Start QEMU and watch everything. Raises Unavailable."""
-        self._console = BoundedLog(fds.get("console", -1))
-        self._errors = BoundedLog(-1)
         agent, agent_theirs = pair()
-        self._serial, serial_theirs = pair()
+        serial, serial_theirs = pair()
         stderr_read, stderr_write = os.pipe()
-        os.set_blocking(stderr_read, False)
+        self._console = Console(self.loop, serial, stderr_read, fds.get("console", -1))
         self._watch_signals()
         given = {**fds, "agent": agent_theirs.fileno(), "serial": serial_theirs.fileno()}
         self._qemu = Qemu(list(self._vm["argv"]), given, stderr_fd=stderr_write)
@@ -130,11 +125,9 @@ class Monitor(Watcher):
         self._link = Link(agent, wake=self.loop.wake)
         self._ready_deadline = time.monotonic() + float(self._vm.get("ready_timeout_s") or 120.0)
         if self._system:
-            self._mirror_console()
+            self._console.mirror(self._stdio[0], self._stdio[1])
         self.loop.watch(self._qemu.pidfd, self._qemu_ended)
         self.loop.watch(self._link.sock.fileno(), self._link_ready)
-        self.loop.watch(self._serial.fileno(), self._read_console)
-        self.loop.watch(stderr_read, lambda: self._read_errors(stderr_read))
         self._status.setblocking(False)
         self.loop.watch(self._status.fileno(), self._read_status)
         self._clients = Clients(self._control, self.loop, self)
@@ -169,7 +162,7 @@ class Monitor(Watcher):
         if self._qemu.status is None:
             return False
         drained = self._payload is None or self._payload.drained
-        return drained and (self._mirror is None or self._mirror.finished)
+        return drained and self._console.drained
 
     def _timeout(self) -> float:
         deadlines = [self._kill_deadline] if self._kill_deadline else []
@@ -316,11 +309,11 @@ class Monitor(Watcher):
 
     def _guest_failed(self, sentence: str) -> None:
         """Before the guest was ready: say it with the end of the console, and end."""
-        lines = self._console.last_lines()
+        lines = self._console.log.last_lines()
         hint = "see all of it with: twofold logs --console NAME"
         if lines:
             sentence += f"; its console ends with: {lines[-1]}"
-        details = {"console": lines, "qemu": self._errors.last_lines()}
+        details = {"console": lines, "qemu": self._console.errors.last_lines()}
         self._tell({"error": GuestFailed(sentence, hint=hint, details=details).to_dict()})
         if self._exit_code is None:
             self._exit_code = GuestFailed.exit_code
@@ -354,70 +347,26 @@ class Monitor(Watcher):
         self.loop.unwatch(self._qemu.pidfd)
         status = self._qemu.reap()
         self._kill_deadline = 0.0
-        self._read_console()
+        self._console.finish()
         if self._exit_code is None and not self._ready:
-            last = self._errors.last_lines(1)
+            last = self._console.errors.last_lines(1)
             what = f"qemu ended before the guest was ready ({self._qemu.describe_end()})"
             self._guest_failed(what + (f": {last[0]}" if last else ""))
         if self._exit_code is None:
-            code = os.waitstatus_to_exitcode(status)
-            self._exit_code = code if code >= 0 else 128 - code
-            if not self._system and code == 0:
-                self._exit_code = 137  # the guest died under its payload, as in a power cut
+            self._exit_code = self._exit_code_of(os.waitstatus_to_exitcode(status))
         for session in list(self._sessions.values()):
             session.fail(guest_is_gone("the virtual machine has ended"))
-        if self._mirror_intake:
-            self._mirror_intake.stop()
-        if self._mirror:
-            self._mirror.finish()
 
-    # -- console ----------------------------------------------------------------------------
-
-    def _mirror_console(self) -> None:
-        """A system guest's console is also the payload's stdio."""
-        self._mirror = Outlet(
-            self._stdio[1],
-            window=4 * _CONSOLE_BYTES,
-            wrote=lambda count: None,
-            gone=lambda: None,
-            done=self.loop.wake,
-        )
-
-        def emit(data: bytes) -> None:
-            if data:
-                try:
-                    self._serial.sendall(data)
-                except OSError:
-                    pass
-
-        self._mirror_intake = Intake(self._stdio[0], emit, credit=1 << 24)
-        self._mirror_intake.start()
-
-    def _read_console(self) -> None:
-        try:
-            data = self._serial.recv(_CONSOLE_BYTES, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self.loop.unwatch(self._serial.fileno())
-            return
-        self._console.append(data)
-        if self._mirror:
-            self._mirror.put(data)  # refused when nobody reads: the guest is not made to wait
-        if self._mirror_intake:
-            self._mirror_intake.grant(len(data))
-
-    def _read_errors(self, fd: int) -> None:
-        try:
-            data = os.read(fd, 4096)
-        except BlockingIOError:
-            return
-        if data:
-            self._errors.append(data)
-        else:
-            self.loop.unwatch(fd)
+    def _exit_code_of(self, code: int) -> int:
+        """QEMU ended by itself: what that means for the payload."""
+        if code < 0:
+            return 128 - code
+        if code:
+            last = self._console.errors.last_lines(1)
+            sentence = f"qemu failed (exit status {code}){': ' + last[0] if last else ''}"
+            self._tell({"error": GuestFailed(sentence).to_dict()})
+            return GuestFailed.exit_code
+        return 0 if self._system else 137  # the guest died under its payload, as in a power cut
 
     # -- signals and the keeper -------------------------------------------------------------
 
