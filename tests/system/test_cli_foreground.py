@@ -261,3 +261,24 @@ def test_the_daemon_dies_and_the_session_goes_on(
     assert child.wait(30) == 6, said
     assert b"error" not in said
     assert b"orphan" not in twofold("list", "-q", check=True).stdout
+
+
+@pytest.mark.shared
+def test_an_interrupted_boot_is_undone_when_the_command_returns(
+    start: Callable[..., "subprocess.Popen[bytes]"],
+    twofold: Runner,
+    busybox_image: str,
+    no_leaks: Callable[[], None],
+) -> None:
+    child = start("run", "--rm", "--vm", "--name", "cut", *APART, busybox_image, "true")
+    assert child.stderr
+    line = child.stderr.readline()
+    while not line.startswith(b"Booting cut"):
+        assert line, "it was never announced"
+        line = child.stderr.readline()
+    child.send_signal(signal.SIGINT)
+    said = child.stderr.read()
+    assert child.wait(30) == 130
+    assert said.count(b"twofold: error:") == 1
+    assert b"cut" not in twofold("list", "-q", check=True).stdout.split()
+    no_leaks()

@@ -223,7 +223,6 @@ class Client:
         on_idle: Callable[[], None] | None = None,
     ) -> Reply:
         """Send one request, return its reply. An error status raises the error it carries."""
-        reused = self._connection is not None and not self._connection.closed
         self.connect()
         assert self._connection
         head = [f"{method} {path} HTTP/1.1", "Host: twofold", f"Accept: {accept}"]
@@ -243,9 +242,9 @@ class Client:
             reply = self._head(on_idle)
         except Unavailable:
             self.close()
-            # A kept connection may have been closed by the server meanwhile. Only a request
-            # that changes nothing may be sent twice.
-            if not reused or method != "GET":
+            # The server may have closed a kept connection, or died with ours in its queue. Only
+            # a request that changes nothing may be sent twice.
+            if method != "GET":
                 raise
             self.connect()
             self._connection.send(raw)

@@ -50,6 +50,7 @@ def _draw(instance: dict[str, Any]) -> None:
     facts = [
         (str(key).replace("_", " "), _fact(value))
         for key, value in (instance.get("isolation_facts") or {}).items()
+        if key not in ("isolation", "hardware")
     ]
     isolation = spec.get("isolation", "container")
     hardware = spec.get("hardware") if isolation == "vm" else None
