@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from twofold.model.paths import Paths
 
 Runner = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
@@ -43,9 +46,15 @@ def test_many_commands_at_once_start_one_daemon(
 def test_a_daemon_that_cannot_start_says_why(clone: Path, tmp_path: Path) -> None:
     planted = tmp_path / "root"
     planted.write_text("not a directory")
-    done = subprocess.run(
-        [clone / ".venv/bin/twofold", "--root", planted, "list"], capture_output=True, timeout=60
-    )
+    try:
+        done = subprocess.run(
+            [clone / ".venv/bin/twofold", "--root", planted, "list"],
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        shutil.rmtree(Paths(str(planted)).run)
     assert done.returncode == 125
     assert done.stderr.count(b"twofold: error:") == 1
     assert str(planted).encode() in done.stderr
