@@ -56,6 +56,7 @@ async def build(paths: Paths, stack: AsyncExitStack) -> House:
     scope = await stack.enter_async_context(TaskScope())
     records = Records(database)
     images = ImageDesk(ImageStore(paths.images), paths.images, lambda: manager.users_of_images())
+    stack.callback(images.close)
     rows = database.instances()
     ranges = Ranges(read_foreign())
     rooms = Collaborators(

@@ -9,9 +9,10 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from twofold.errors import NotFound
+from twofold.errors import InvalidInput, NotFound
 from twofold.image import names
 from twofold.image.progress import Progress
 from twofold.image.sources import bootstrap, file
@@ -21,6 +22,8 @@ from twofold.model.image import Image
 from twofold.operations import Operation, StepHandle
 
 T = TypeVar("T")
+
+MAX_AT_ONCE = 4
 
 
 class _CancelledInThreadError(Exception):
@@ -41,6 +44,11 @@ class ImageDesk:
         self._found: dict[str, Image] = {}
         self._roots: dict[str, ImageRoot] = {}
         self._building: dict[str, asyncio.Lock] = {}
+        # Threads of their own: builds take minutes and must not hold up what starts instances.
+        self._threads = ThreadPoolExecutor(MAX_AT_ONCE, thread_name_prefix="images")
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     # -- questions ----------------------------------------------------------------------------
 
@@ -151,7 +159,8 @@ class ImageDesk:
                 raise _CancelledInThreadError
             step.progress(fraction, message)
 
-        task = asyncio.ensure_future(asyncio.to_thread(work, tell))
+        loop = asyncio.get_running_loop()
+        task = loop.run_in_executor(self._threads, work, tell)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -163,5 +172,5 @@ class ImageDesk:
 def _is_builtin(name: str) -> bool:
     try:
         return names.is_builtin(name)
-    except Exception:
-        return False
+    except InvalidInput:
+        return False  # a digest, say

@@ -88,6 +88,13 @@ class VmWall:
     def check(self, spec: InstanceSpec) -> None:
         check_volumes(spec)
         vm.check(spec)
+        for volume in spec.volumes:
+            if not os.path.isdir(volume.source):
+                raise InvalidInput(
+                    f"volume source {volume.source!r} is not a directory: a virtual machine can "
+                    "only be given directories",
+                    hint=f"-v {os.path.dirname(volume.source)}:DIR, or twofold cp",
+                )
 
     async def provision(self, record: Record, directory: str) -> None:
         await self._machines.make_data_disk(f"{directory}/data.img")
