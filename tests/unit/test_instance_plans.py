@@ -93,12 +93,21 @@ def place_of(spec: InstanceSpec) -> Place:
 
 
 def compare(name: str, made: plan.SandboxPlan) -> None:
-    text = json.dumps(made.to_dict(), indent=1) + "\n"
+    text = json.dumps(without_command_line(made.to_dict()), indent=1) + "\n"
     path = GOLDEN / f"{name}.json"
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(text)
     assert text == path.read_text()
-    assert json.dumps(plan.from_dict(json.loads(text)).to_dict(), indent=1) + "\n" == text
+    whole = json.dumps(made.to_dict())
+    assert json.dumps(plan.from_dict(json.loads(whole)).to_dict()) == whole
+
+
+def without_command_line(data: dict[str, Any]) -> dict[str, Any]:
+    """QEMU's command line has golden files of its own (``golden/qemu``)."""
+    if data["vm"]:
+        assert data["process"]["argv"] == data["vm"]["argv"]
+        data["process"]["argv"] = data["vm"]["argv"] = [data["vm"]["argv"][0], "…"]
+    return data
 
 
 @pytest.mark.parametrize("name", WISHES)
