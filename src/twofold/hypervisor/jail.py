@@ -5,6 +5,7 @@
         usr/bin/qemu-system-x86_64  and diod, which serves directories to emulated hardware
         lib/… lib64/… usr/lib/…     loader, libraries and QEMU modules, at the host's own paths
         usr/share/…                 firmware
+        etc/passwd etc/group        a name for the one user
         boot shares dev proc tmp    mount points for the sandbox
 
 Made of copies, so that nothing the jailed QEMU sees is a file of the host; shared, read-only, by
@@ -24,15 +25,21 @@ from collections.abc import Callable
 
 from twofold.errors import NoSpace, Unsupported
 from twofold.hypervisor.interpreter import resolve_libraries
+from twofold.hypervisor.share_server import DIOD, USER
 
 QEMU = "/usr/bin/qemu-system-x86_64"
-DIOD = "/usr/sbin/diod"
+# QEMU's user in the sandbox. It needs a name as well: see share_server.
+USER_ID = 1000
 # All else that QEMU ships (network ROMs, other machines' firmware) is not needed, so not there.
 _FIRMWARE = ("bios-256k.bin", "pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin", "vgabios-stdvga.bin")
 _MODULE_GLOBS = ("/usr/lib/*/qemu", "/usr/lib64/qemu", "/usr/lib/qemu")
 _MODULES = ("accel-tcg-x86_64.so",)
 _MOUNT_POINTS = ("boot", "shares", "dev", "proc", "tmp", "run", "sys", "etc", "old-root")
-_FORMAT = 2  # raise it when the layout changes
+_ACCOUNTS = {
+    "passwd": f"{USER}:x:{USER_ID}:{USER_ID}::/:/nonexistent\n",
+    "group": f"{USER}:x:{USER_ID}:\n",
+}
+_FORMAT = 3  # raise it when the layout changes
 
 Progress = Callable[[str], None]
 
@@ -137,6 +144,9 @@ def _build(cache_dir: str, progress: Progress) -> str:
             os.makedirs(os.path.dirname(scratch + inside), mode=0o755, exist_ok=True)
             shutil.copyfile(source, scratch + inside)
             os.chmod(scratch + inside, 0o755 if os.access(source, os.X_OK) else 0o644)
+        for name, line in _ACCOUNTS.items():
+            with open(f"{scratch}/etc/{name}", "w") as stream:
+                stream.write(line)
         made = {"format": _FORMAT, "diod": DIOD in files, "sources": stamps}
         with open(f"{scratch}/jail.json", "w") as stream:
             json.dump(made, stream)

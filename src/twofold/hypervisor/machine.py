@@ -75,7 +75,7 @@ def build(spec: MachineSpec) -> Machine:
         *_control(),
         *_disk_backends(),
         *profile.console(),
-        *profile.agent(),
+        *profile.agent(tuple(share.tag for share in spec.shares)),
         *profile.disks(),
         *(profile.network(spec.mac) if spec.mac else ()),
         *(profile.shares(tuple((s.tag, s.read_only) for s in spec.shares), SHARE_DIR)),
@@ -110,7 +110,6 @@ def kernel_command_line(spec: MachineSpec) -> str:
         f"twofold.data=/dev/{profile.data_device}",
         f"twofold.transport={profile.transport}",
         *(["twofold.net=1"] if spec.mac else []),
-        *(f"twofold.share={share.tag}" for share in spec.shares if profile.has_shares),
     ]
     for key, value in spec.kernel_arguments.items():
         words.append(f"{plain(key, 'kernel argument')}={plain(value, 'kernel argument')}")
@@ -154,7 +153,8 @@ def _processor_and_memory(spec: MachineSpec, profile: profiles.Profile) -> list[
         *("-cpu", "host" if kvm else profiles.TCG_CPU),
         *("-smp", f"{spec.vcpus},sockets=1,cores={spec.vcpus},threads=1"),
         *("-m", f"{memory_mib}M"),
-        *("-object", f"memory-backend-ram,id=ram,size={memory_mib}M"),
+        # Never merged with another guest's equal pages: write timing would tell what those hold.
+        *("-object", f"memory-backend-ram,id=ram,size={memory_mib}M,merge=off"),
         *("-rtc", "base=utc"),
     ]
 

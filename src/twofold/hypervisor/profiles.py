@@ -39,7 +39,7 @@ class Profile:
             *("-device", "isa-serial,chardev=serial,index=0"),
         ]
 
-    def agent(self) -> list[str]:
+    def agent(self, share_tags: Sequence[str]) -> list[str]:
         raise NotImplementedError
 
     def disks(self) -> list[str]:
@@ -56,7 +56,7 @@ class Profile:
 
 
 class _Virtio(Profile):
-    def agent(self) -> list[str]:
+    def agent(self, share_tags: Sequence[str]) -> list[str]:
         return [
             *("-chardev", "socket,id=agent,fd={fd:agent}"),
             *("-device", "virtio-serial-pci,id=ports,max_ports=2"),
@@ -90,13 +90,18 @@ class _Virtio(Profile):
 
 
 class _Emulated(Profile):
-    def agent(self) -> list[str]:
-        # A card and a network of its own, in which nothing but the agent's chardev can be reached.
+    def agent(self, share_tags: Sequence[str]) -> list[str]:
+        # A card and a network of its own, in which nothing but these chardevs can be reached.
         # Not the 16550 one would expect: 0.1 MB/s (docs/decisions/agent-transport.md).
-        forward = f"guestfwd=tcp:{netport.HOST}:{netport.HOST_PORT}-chardev:agent"
+        # Directories are served over it too, a port for each: there is no device for them.
+        words, forwards = [], ""
+        names = ["agent", *(f"share-{tag}" for tag in share_tags)]
+        for port, name in enumerate(names, start=netport.HOST_PORT):
+            words += ["-chardev", f"socket,id={name},fd={{fd:{name}}}"]
+            forwards += f",guestfwd=tcp:{netport.HOST}:{port}-chardev:{name}"
         return [
-            *("-chardev", "socket,id=agent,fd={fd:agent}"),
-            *("-netdev", f"user,id=agentnet,restrict=on,ipv6=off,net={netport.NETWORK},{forward}"),
+            *words,
+            *("-netdev", f"user,id=agentnet,restrict=on,ipv6=off,net={netport.NETWORK}{forwards}"),
             *("-device", f"rtl8139,netdev=agentnet,mac={netport.MAC},romfile="),
         ]
 
@@ -115,7 +120,7 @@ class _Emulated(Profile):
         ]
 
     def shares(self, shares: Sequence[tuple[str, bool]], base: str) -> list[str]:
-        return []  # 9p here is carried by the agent: there is no device for it
+        return []  # see agent()
 
     def extras(self) -> list[str]:
         return ["-device", "VGA"]
@@ -136,7 +141,7 @@ _PROFILES: dict[str, Profile] = {
         root_device="sr0",
         data_device="sda",
         transport="net",
-        has_shares=False,
+        has_shares=False,  # until the monitor starts the servers
     ),
 }
 
