@@ -1,5 +1,6 @@
-"""The initrd: archive format, module order, contents. cpio(1) reads back what we wrote."""
+"""The initrd: archive format, module order, contents."""
 
+import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -12,11 +13,21 @@ from twofold.hypervisor.interpreter import Interpreter
 
 
 def listing(archive: bytes) -> list[str]:
-    done = subprocess.run(["cpio", "-t", "--quiet"], input=archive, capture_output=True, check=True)
-    return done.stdout.decode().split()
+    """The names in a newc archive, by the format's own rules."""
+    names, at = [], 0
+    while True:
+        assert archive[at : at + 6] == b"070701"
+        fields = [int(archive[at + n : at + n + 8], 16) for n in range(6, 110, 8)]
+        size, name_size = fields[6], fields[11]
+        name = archive[at + 110 : at + 109 + name_size].decode()
+        if name == "TRAILER!!!":
+            return names
+        names.append(name)
+        at = -(-(at + 110 + name_size) // 4) * 4
+        at = -(-(at + size) // 4) * 4
 
 
-def test_cpio_reads_our_archive_parents_first() -> None:
+def test_parents_come_first() -> None:
     data = cpio.archive(
         [
             cpio.regular("lib/a/b.txt", b"hello"),
@@ -28,7 +39,8 @@ def test_cpio_reads_our_archive_parents_first() -> None:
     assert len(data) % 512 == 0
 
 
-def test_the_archive_unpacks_with_modes_and_targets(tmp_path: Path) -> None:
+@pytest.mark.skipif(shutil.which("cpio") is None, reason="cpio is not installed")
+def test_cpio_unpacks_it_with_modes_and_targets(tmp_path: Path) -> None:
     data = cpio.archive(
         [
             cpio.regular("run", b"x" * 5, 0o755),
