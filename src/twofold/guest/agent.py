@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import encodings.ascii  # noqa: F401  linux.capabilities opens with it after the initrd is out of sight
 import errno
-import json
 import os
 import select
-import signal
-import sys
 import time
-from collections import deque
 
 from twofold.errors import GuestFailed, InvalidInput, TwofoldError, Unavailable
 from twofold.guest import boot, configure, protocol
 from twofold.guest.identity import DEFAULT_PATH, find_executable
+from twofold.guest.jsontext import dumps
+from twofold.guest.lean import deque, signal
 from twofold.guest.netport import NetPort
 from twofold.guest.session import Session, execute
 from twofold.guest.virtioport import VirtioPort
@@ -247,7 +245,7 @@ class Agent:
         self.send(protocol.encode_json(protocol.CONFIGURED, 0, body))
 
     def _refuse(self, stream: int, error: TwofoldError) -> None:
-        body = json.dumps(error.to_dict()).encode()
+        body = dumps(error.to_dict())
         self.send(protocol.encode(protocol.ERROR, stream, body))
 
     def _open(self, number: int, request: dict[str, Any]) -> None:
@@ -391,7 +389,7 @@ def main() -> None:
     """As PID 1 of the guest. Any failure is told to the host where it can hear, and ends it."""
     if os.getpid() != 1:
         os.write(2, b"twofold agent: runs as the first process of a guest only\n")
-        sys.exit(125)
+        os._exit(125)
     failures: list[str] = []
     port: Port | None = None
     agent: Agent | None = None
@@ -439,7 +437,7 @@ def _facts(port: Port, failures: list[str]) -> dict[str, Any]:
 
 def _report_failure(port: Port, sentence: str) -> None:
     """Say why on the port, then give the host a moment to read it before the power goes."""
-    body = json.dumps(GuestFailed(f"the guest could not start: {sentence}").to_dict()).encode()
+    body = dumps(GuestFailed(f"the guest could not start: {sentence}").to_dict())
     hello = protocol.encode_json(protocol.HELLO, 0, _facts(port, []))
     frame = protocol.SYNC + hello + protocol.encode(protocol.ERROR, 0, body[:60000])
     try:

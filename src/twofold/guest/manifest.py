@@ -19,6 +19,8 @@ AGENT_MODULES: tuple[str, ...] = (
     "twofold.guest.boot",
     "twofold.guest.configure",
     "twofold.guest.identity",
+    "twofold.guest.jsontext",
+    "twofold.guest.lean",
     "twofold.guest.netport",
     "twofold.guest.protocol",
     "twofold.guest.session",

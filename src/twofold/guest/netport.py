@@ -6,6 +6,8 @@ socket, so the payload neither sees the card nor can connect in the agent's plac
 docs/decisions/agent-transport.md has the figures against a 16550 and a USB serial adapter.
 """
 
+from __future__ import annotations
+
 import os
 import struct
 import time
@@ -23,8 +25,8 @@ from _socket import (
     TCP_NODELAY,
 )
 from _socket import socket as Socket  # noqa: N812
-from collections import deque
 
+from twofold.guest.lean import deque
 from twofold.linux.netconf import configure_interface, interface_by_mac
 from twofold.linux.process import CLONE_NEWNET, setns, unshare
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import resource
-import signal
 import struct
 import termios
-from collections import deque
 
 from twofold.errors import CommandNotExecutable, CommandNotFound, RuntimeFailed, TwofoldError
 from twofold.guest import protocol
 from twofold.guest.identity import DEFAULT_PATH, find_executable, look_up
+from twofold.guest.jsontext import dumps
+from twofold.guest.lean import deque, signal
 from twofold.linux import capabilities
 from twofold.linux.process import PR_SET_NO_NEW_PRIVS, close_descriptors, prctl
 
@@ -343,7 +342,7 @@ def _run_child(
         if not isinstance(error, TwofoldError):
             error = RuntimeFailed(f"{type(error).__name__}: {error}")
         code = error.exit_code
-        os.write(error_fd, json.dumps(error.to_dict()).encode()[:60000])
+        os.write(error_fd, dumps(error.to_dict())[:60000])
     finally:
         os._exit(code)
 

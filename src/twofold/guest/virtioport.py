@@ -4,10 +4,13 @@ One call of the kernel's driver moves 32 KiB out and one page in; readv and writ
 the kernel, so that the interpreter, slow under emulation, is asked once per quarter megabyte.
 """
 
+from __future__ import annotations
+
 import os
 import select
 import time
-from collections import deque
+
+from twofold.guest.lean import deque
 
 _PIECE_BYTES = 32768  # what the kernel's virtio-serial driver takes in one call
 _PIECES = 16

@@ -103,7 +103,7 @@ def _kernel_modules(hardware: str, available: Mapping[str, bytes]) -> list[cpio.
         result.append(cpio.regular(f"{HOME}/{file_name}", text.encode()))
         packed.update(order)
     for name in sorted(packed):
-        result.append(cpio.regular(f"{HOME}/ko/{name}.ko", available[name]))
+        result.append(cpio.regular(f"{HOME}/ko/{name}.ko", modules.unsigned(available[name])))
     return result
 
 

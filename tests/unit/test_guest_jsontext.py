@@ -1,0 +1,44 @@
+"""The agent's JSON agrees with the standard library's."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twofold.guest.jsontext import dumps, loads
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(VALUES)
+def test_both_read_what_the_other_writes(value: Any) -> None:
+    assert json.loads(dumps(value)) == value
+    assert loads(json.dumps(value).encode()) == value
+    assert loads(json.dumps(value, indent=2, ensure_ascii=False).encode()) == value
+
+
+@given(st.binary(max_size=200) | st.text(alphabet='[]{},:"0123456789aeu.- \\', max_size=60))
+def test_both_refuse_the_same(data: bytes | str) -> None:
+    encoded = data if isinstance(data, bytes) else data.encode()
+    try:
+        expected = json.loads(encoded.decode("utf-8"), parse_constant=lambda word: 1 / 0)
+    except (ValueError, ZeroDivisionError):
+        with pytest.raises(ValueError, match=r".*"):
+            loads(encoded)
+    else:
+        assert loads(encoded) == expected
+
+
+@pytest.mark.parametrize("value", [object(), {1: object()}, {"a": b"bytes"}])
+def test_what_json_has_no_word_for_is_an_error(value: object) -> None:
+    with pytest.raises(TypeError):
+        dumps(value)
