@@ -61,13 +61,12 @@ def capture(image: str, flags: list[str], directory: Path) -> RawMachine:
             if path.is_file():
                 shutil.copyfile(path, directory / path.name)
         disks = {}
-        for word in argv:
-            if found := re.fullmatch(r"fd=(\d+),set=\d+,opaque=(\w+)", word):
-                source = os.readlink(f"/proc/{pid}/fd/{found[1]}")
-                disks[found[2]] = directory / found[2]
-                opened = f"/proc/{pid}/fd/{found[1]}"
-                subprocess.run(["cp", "--sparse=always", "-L", opened, disks[found[2]]], check=True)
-                assert os.stat(source).st_size == disks[found[2]].stat().st_size
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            # By their files: QEMU closes the numbers of its command line once it has them.
+            name = {".erofs": "root", ".img": "data"}.get(Path(os.readlink(link)).suffix)
+            if name and name not in disks:
+                disks[name] = directory / name
+                subprocess.run(["cp", "--sparse=always", "-L", link, disks[name]], check=True)
     finally:
         subprocess.run([TWOFOLD, "rm", "-f", NAME], stdout=subprocess.DEVNULL, check=True)
     return RawMachine(argv=_without_descriptors(argv, directory), disks=disks)
