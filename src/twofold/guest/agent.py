@@ -236,7 +236,7 @@ class Agent:
                 if config.get("shares"):
                     warnings += boot.load_modules("modules.share", root_fd=self._initrd_fd)
                 boot.enter_root(system=self._system)
-            configure.apply(config, warnings=warnings)
+            configure.apply(config, self._port.dial, warnings=warnings)
         except (OSError, boot.BootError, configure.ConfigError) as error:
             self._refuse(0, GuestFailed(f"the guest could not be configured: {error}"))
             return

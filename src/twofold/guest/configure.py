@@ -23,18 +23,25 @@ from twofold.linux.netconf import (
 
 TYPE_CHECKING = False  # typing itself takes 50 ms to import in a guest
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
+
+    Dial = Callable[[int], int]
 
 _RNDADDENTROPY = 0x40085203
 _LINK_DEADLINE_S = 15.0
+_SHARE_USER = "qemu"  # the one user of the jail, under which diod serves
 
 
 class ConfigError(Exception):
     """A part of CONFIG that the payload cannot do without could not be done."""
 
 
-def apply(config: dict[str, Any], *, warnings: list[str]) -> None:
-    """Do everything CONFIG names. Raises ConfigError; appends what was merely lost."""
+def apply(config: dict[str, Any], dial: Dial, *, warnings: list[str]) -> None:
+    """Do everything CONFIG names. Raises ConfigError; appends what was merely lost.
+
+    ``dial(n)`` connects to the server of share n, or returns -1 where virtio carries shares.
+    """
     _set_identity(config, warnings)
     try:
         configure_loopback()
@@ -52,8 +59,8 @@ def apply(config: dict[str, Any], *, warnings: list[str]) -> None:
             write_text("/proc/sys/" + name.replace(".", "/"), str(value))
         except OSError as error:
             warnings.append(f"sysctl {name}={value}: {error.strerror}")
-    for share in list(config.get("shares") or []):
-        _mount_share(share)
+    for number, share in enumerate(config.get("shares") or []):
+        _mount_share(share, number, dial)
 
 
 def _set_identity(config: dict[str, Any], warnings: list[str]) -> None:
@@ -118,13 +125,22 @@ def replace_file(path: str, content: str) -> None:
     os.rename(temporary, path)
 
 
-def _mount_share(share: dict[str, Any]) -> None:
-    """A directory (or a file) of the host over 9p; the mount point is made when missing."""
+def _mount_share(share: dict[str, Any], number: int, dial: Dial) -> None:
+    """A directory of the host over 9p; the mount point is made when missing."""
     target = str(share["target"])
     flags = MS_NOSUID | MS_NODEV | (MS_RDONLY if share.get("read_only") else 0)
-    options = "trans=virtio,version=9p2000.L,msize=512000,access=client"
+    fd = -1
     try:
         os.makedirs(target, mode=0o755, exist_ok=True)
+        fd = dial(number)
+        if fd < 0:
+            options = "trans=virtio,version=9p2000.L,msize=512000,access=client"
+        else:
+            options = f"trans=fd,rfdno={fd},wfdno={fd},version=9p2000.L,msize=65536"
+            options += f",uname={_SHARE_USER},aname=/shares/{share['tag']},access=any"
         mount(str(share["tag"]), target, fstype="9p", flags=flags, data=options)
     except OSError as error:
         raise ConfigError(f"volume at {target}: {error.strerror}") from error
+    finally:
+        if fd >= 0:
+            os.close(fd)  # the mount holds its own reference

@@ -37,6 +37,7 @@ _RTM_NEWLINK = 16
 _NLM_F_REQUEST, _NLM_F_ACK = 1, 4
 _IFLA_NET_NS_FD = 28
 _GATHER = 16
+_DIAL_S = 10.0
 
 
 class NetPort:
@@ -47,6 +48,7 @@ class NetPort:
     def __init__(self, deadline_s: float = 20.0) -> None:
         self._end = time.monotonic() + deadline_s
         self._buffer = memoryview(bytearray(262144))
+        self._namespace = -1
         self._socket = self._in_own_namespace()
         self._socket.setblocking(False)
         self.fd = self._socket.fileno()
@@ -65,19 +67,22 @@ class NetPort:
         try:
             _move_link(netlink, index, own)
             configure_interface(name, ADDRESS, prefix=PREFIX)
-            return self._connect()
+            self._namespace = own
+            return _connect(HOST_PORT, max(1.0, self._end - time.monotonic()))
         finally:
             netlink.close()
-            os.close(own)
             setns(home, CLONE_NEWNET)
             os.close(home)
 
-    def _connect(self) -> Socket:
-        sock = Socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC)
-        sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-        sock.settimeout(max(1.0, self._end - time.monotonic()))
-        sock.connect((HOST, HOST_PORT))
-        return sock
+    def dial(self, share: int) -> int:
+        """A connection to the server of that share; the caller closes it."""
+        home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        setns(self._namespace, CLONE_NEWNET)
+        try:
+            return _connect(HOST_PORT + 1 + share, _DIAL_S).detach()
+        finally:
+            setns(home, CLONE_NEWNET)
+            os.close(home)
 
     def read(self) -> memoryview | None:
         try:
@@ -96,6 +101,15 @@ class NetPort:
 
     def wait_for_host(self) -> None:
         raise OSError(self._socket.getsockopt(SOL_SOCKET, SO_ERROR), "the host hung up")
+
+
+def _connect(port: int, timeout_s: float) -> Socket:
+    sock = Socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC)
+    sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+    sock.settimeout(timeout_s)
+    sock.connect((HOST, port))
+    sock.setblocking(True)
+    return sock
 
 
 def _move_link(netlink: Socket, index: int, namespace_fd: int) -> None:

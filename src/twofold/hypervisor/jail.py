@@ -25,10 +25,10 @@ from collections.abc import Callable
 
 from twofold.errors import NoSpace, Unsupported
 from twofold.hypervisor.interpreter import resolve_libraries
-from twofold.hypervisor.share_server import DIOD, USER
+from twofold.hypervisor.monitor_shares import DIOD, USER
 
 QEMU = "/usr/bin/qemu-system-x86_64"
-# QEMU's user in the sandbox. It needs a name as well: see share_server.
+# QEMU's user in the sandbox. It needs a name as well: see monitor_shares.
 USER_ID = 1000
 # All else that QEMU ships (network ROMs, other machines' firmware) is not needed, so not there.
 _FIRMWARE = ("bios-256k.bin", "pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin", "vgabios-stdvga.bin")

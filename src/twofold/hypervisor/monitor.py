@@ -18,6 +18,7 @@ from typing import Any
 
 from twofold.errors import GuestFailed, InvalidInput, TwofoldError, Unavailable
 from twofold.guest import protocol
+from twofold.hypervisor import monitor_shares
 from twofold.hypervisor.monitor_clients import Clients, close_all, receive, signal_number
 from twofold.hypervisor.monitor_console import Console
 from twofold.hypervisor.monitor_link import Link, LinkClosedError
@@ -34,6 +35,7 @@ from twofold.linux import sockets
 
 _SESSION_LIMIT = 128
 _POWER_OFF_S = 10.0
+_SHARES = "/shares"  # in the jail; a bind per share, named by its tag
 _BACKLOG_LIMIT = 4096
 _SIGRTMIN = 34
 _SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGPWR, _SIGRTMIN + 3, _SIGRTMIN + 4)
@@ -115,13 +117,15 @@ class Monitor(Watcher):
         self._console = Console(self.loop, serial, stderr_read, fds.get("console", -1))
         self._watch_signals()
         given = {**fds, "agent": agent_theirs.fileno(), "serial": serial_theirs.fileno()}
-        self._qemu = Qemu(list(self._vm["argv"]), given, stderr_fd=stderr_write)
+        argv = list(self._vm["argv"])
+        monitor_shares.start(argv, given, folder=_SHARES, stderr_fd=stderr_write)
+        self._qemu = Qemu(argv, given, stderr_fd=stderr_write)
+        os.close(stderr_write)
+        for name, fd in given.items():
+            if name not in ("console", "agent", "serial"):
+                os.close(fd)
         agent_theirs.close()
         serial_theirs.close()
-        os.close(stderr_write)
-        for name, fd in fds.items():
-            if name != "console":
-                os.close(fd)
         self._link = Link(agent, wake=self.loop.wake)
         self._ready_deadline = time.monotonic() + float(self._vm.get("ready_timeout_s") or 120.0)
         if self._system:
