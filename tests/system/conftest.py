@@ -112,7 +112,7 @@ def no_leaks(
 
     def compare() -> None:
         deadline = time.monotonic() + 5
-        while difference := before.diff(inventory()):
+        while difference := before.leaks(inventory()):
             if time.monotonic() > deadline:
                 pytest.fail(f"left behind:\n{difference}")
             time.sleep(0.05)  # no event tells when the kernel let go of a namespace
