@@ -57,6 +57,9 @@ def _frame(release: str, launcher: str) -> list[cpio.Entry]:
         cpio.regular(f"{HOME}/kernel-release", f"{release}\n".encode()),
         cpio.character_device("dev/console", 5, 1),
         cpio.character_device("dev/null", 1, 3),
+        # Python insists on random numbers at once; where no RDRAND has seeded the kernel's pool by
+        # then, getrandom() puts it off and the device is its other way.
+        cpio.character_device("dev/urandom", 1, 9),
         *(cpio.directory(name) for name in ("proc", "sys", "run", "sysroot", "tmp")),
     ]
 
