@@ -141,7 +141,7 @@ _PROFILES: dict[str, Profile] = {
         root_device="sr0",
         data_device="sda",
         transport="net",
-        has_shares=False,  # until the monitor starts the servers
+        has_shares=True,
     ),
 }
 
