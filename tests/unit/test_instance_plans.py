@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from twofold.errors import InvalidInput, Unsupported
+from twofold.errors import InvalidInput
 from twofold.instance import vm
 from twofold.instance.collaborators import MachineParts
 from twofold.instance.container import container_plan
@@ -195,12 +195,9 @@ def test_volume_targets_refused(target: str) -> None:
         container_plan(spec, ROOT, ALLOCATION, PLACE)
 
 
-def test_a_vm_needs_memory_and_emulated_hardware_has_no_shares() -> None:
+def test_a_vm_needs_memory() -> None:
     with pytest.raises(InvalidInput, match="too small"):
         vm.check(wish(isolation="vm", memory_bytes=64 << 20))
-    volume = {"source": "/srv", "target": "/data"}
-    with pytest.raises(Unsupported):
-        vm.check(wish(isolation="vm", hardware="emulated", volumes=[volume]))
 
 
 def test_host_names() -> None:

@@ -11,8 +11,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from twofold.errors import InvalidInput, Unsupported
-from twofold.hypervisor import machine, profiles
+from twofold.errors import InvalidInput
+from twofold.hypervisor import machine
 from twofold.instance.collaborators import MachineParts
 from twofold.instance.container import SYSCTLS, stdio_of
 from twofold.instance.place import Allocation, ImageRoot, Place, files_of, hostname_of
@@ -48,12 +48,6 @@ def check(spec: InstanceSpec) -> None:
             f"memory {memory >> 20} MiB is too small for a virtual machine: its kernel needs "
             f"{least} MiB",
             hint=f"--memory {least}m",
-        )
-    if spec.volumes and not profiles.get(spec.hardware.value).has_shares:
-        raise Unsupported(
-            f"volume {spec.volumes[0].target!r}: emulated hardware has no device that shares "
-            "directories",
-            hint="use --hardware virtio, or twofold cp",
         )
 
 
