@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any, NoReturn
 
+MEMORY_MINIMUM = 4 << 20
 SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -183,6 +184,14 @@ def size(text: str) -> int:
     if unit == "" and text.strip()[-1:].lower() not in "0123456789b.":
         raise argparse.ArgumentTypeError(f"{text!r} has an unknown unit: use k, m, g or t")
     return int(number * SIZE_UNITS[unit])
+
+
+def memory(text: str) -> int:
+    """A size that a process can live in."""
+    found = size(text)
+    if found < MEMORY_MINIMUM:
+        raise argparse.ArgumentTypeError(f"{text!r} is too little memory: at least 4m")
+    return found
 
 
 def cpus(text: str) -> float:

@@ -106,7 +106,7 @@ def _add_resources(parser: arguments.Parser) -> None:
     )
     group.add_argument("--cpus", type=arguments.cpus, metavar="N", help="CPUs, such as 0.5 or 2")
     group.add_argument(
-        "-m", "--memory", type=arguments.size, metavar="SIZE", help="memory: 512m, 2g, 1.5GiB"
+        "-m", "--memory", type=arguments.memory, metavar="SIZE", help="memory: 512m, 2g, 1.5GiB"
     )
     group.add_argument(
         "--pids",
