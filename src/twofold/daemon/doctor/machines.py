@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from twofold.daemon.doctor.fact import DEGRADED, MISSING, OK, Fact
 from twofold.daemon.doctor.survey import Survey, program, said
-from twofold.hypervisor import jail, kernel_source, kvm_probe
+from twofold.hypervisor import jail, kernel_source, kvm_probe, monitor_shares
 
 GROUP = "machines"
 _FIRMWARE_DIRECTORIES = ("/usr/share/seabios", "/usr/share/qemu", "/usr/share/ovmf")
@@ -106,13 +106,13 @@ def firmware(survey: Survey) -> Iterable[Fact]:
 
 
 def shares(survey: Survey) -> Iterable[Fact]:
-    there = os.access(jail.DIOD, os.X_OK)
+    there = os.access(monitor_shares.DIOD, os.X_OK)
     yield Fact(
         id="diod",
         title="Shares for emulated hardware",
         group=GROUP,
         status=OK if there else DEGRADED,
-        value=jail.DIOD if there else "",
+        value=monitor_shares.DIOD if there else "",
         reason="" if there else "-v does not work with --hardware emulated",
         fix="" if there else survey.install("diod"),
     )
