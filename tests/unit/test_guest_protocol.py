@@ -26,7 +26,7 @@ def test_frames_survive_any_cutting(frames: list[tuple[int, int, bytes]], cuts: 
     stream = b"".join(protocol.encode(*frame) for frame in frames)
     parser, found = Parser(), []
     for cut in [*cuts, len(stream)]:
-        found += parser.feed(stream[:cut])
+        found += [(kind, number, bytes(body)) for kind, number, body in parser.feed(stream[:cut])]
         stream = stream[cut:]
     assert found == frames
 
@@ -45,20 +45,20 @@ def test_garbage_never_does_worse_than_an_error(garbage: bytes) -> None:
 @pytest.mark.parametrize("length", [protocol.DATA_LIMIT_BYTES + 1, 0x7FFFFFFF, 0xFFFFFFFF])
 def test_an_absurd_length_is_refused_by_its_header_alone(length: int) -> None:
     with pytest.raises(ProtocolError, match=str(length)):
-        Parser().feed(struct.pack("!BII", protocol.DATA, 5, length))
+        list(Parser().feed(struct.pack("!BII", protocol.DATA, 5, length)))
 
 
 def test_each_type_has_its_own_limit() -> None:
     parser = Parser()
-    assert parser.feed(protocol.encode(protocol.DATA, 5, bytes(protocol.DATA_LIMIT_BYTES)))
+    assert list(parser.feed(protocol.encode(protocol.DATA, 5, bytes(protocol.DATA_LIMIT_BYTES))))
     for kind, limit in ((protocol.EOF, 0), (protocol.EXIT, 4096), (protocol.HELLO, 65536)):
         with pytest.raises(ProtocolError):
-            Parser().feed(struct.pack("!BII", kind, 5, limit + 1))
+            list(Parser().feed(struct.pack("!BII", kind, 5, limit + 1)))
 
 
 def test_an_unknown_type_is_refused() -> None:
     with pytest.raises(ProtocolError, match="200"):
-        Parser().feed(struct.pack("!BII", 200, 0, 0))
+        list(Parser().feed(struct.pack("!BII", 200, 0, 0)))
 
 
 def test_noise_before_the_hello_is_skipped_and_bounded() -> None:
@@ -70,7 +70,7 @@ def test_noise_before_the_hello_is_skipped_and_bounded() -> None:
         found += parser.feed((noise + hello)[at : at + 3])
     assert [frame[0] for frame in found] == [protocol.HELLO]
     with pytest.raises(ProtocolError, match="no hello"):
-        Parser(synchronise=True).feed(b"x" * (protocol.NOISE_LIMIT_BYTES + 100))
+        list(Parser(synchronise=True).feed(b"x" * (protocol.NOISE_LIMIT_BYTES + 100)))
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,13 @@ from _socket import (
 )
 from _socket import socket as Socket  # noqa: N812
 
-from twofold.guest.lean import deque
+from twofold.guest import protocol
 from twofold.linux.netconf import configure_interface, interface_by_mac
 from twofold.linux.process import CLONE_NEWNET, setns, unshare
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MAC = "52:54:74:66:00:01"
 NETWORK, ADDRESS, PREFIX = "10.0.2.0/24", "10.0.2.15", 24
@@ -90,7 +94,7 @@ class NetPort:
         except BlockingIOError:
             return None
 
-    def write(self, frames: deque[bytes], offset: int) -> int:
+    def write(self, frames: Iterable[protocol.Body], offset: int) -> int:
         pieces: list[memoryview] = []
         for frame in frames:
             pieces.append(memoryview(frame)[offset:])

@@ -28,6 +28,7 @@ from twofold.guest.jsontext import dumps, loads
 
 TYPE_CHECKING = False  # typing itself takes 50 ms to import in a guest
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 HELLO = 1
@@ -76,7 +77,8 @@ _JSON_LIMITS = {
 }
 _LIMITS = {**_JSON_LIMITS, DATA: DATA_LIMIT_BYTES, EOF: 0, CREDIT: 4, CLOSE: 0}
 
-Frame = tuple[int, int, bytes]
+Body = bytes | memoryview
+Frame = tuple[int, int, Body]  # type, stream, body
 
 
 class ProtocolError(Exception):
@@ -103,18 +105,18 @@ def encode_credit(stream: int, count: int) -> bytes:
     return HEADER.pack(CREDIT, stream, 4) + _U32.pack(count)
 
 
-def decode_credit(body: bytes) -> int:
+def decode_credit(body: Body) -> int:
     if len(body) != 4:
         raise ProtocolError(f"credit of {len(body)} bytes")
     return int(_U32.unpack(body)[0])
 
 
-def decode_json(body: bytes) -> dict[str, Any]:
+def decode_json(body: Body) -> dict[str, Any]:
     """The object in a control frame. Raises ProtocolError for anything else."""
     if not body:
         return {}
     try:
-        value = loads(body)
+        value = loads(bytes(body))
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"bad JSON: {error}") from error
     if not isinstance(value, dict):
@@ -147,46 +149,71 @@ class Parser:
     """
 
     def __init__(self, *, synchronise: bool = False) -> None:
-        self._buffer = bytearray()
+        self._unfinished = bytearray()
+        self._noise = bytearray()
         self._noise_left = NOISE_LIMIT_BYTES if synchronise else -1
 
-    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
-        """The frames that ``data`` completes. Raises ProtocolError; the parser is dead then."""
-        buffer = self._buffer
-        buffer += data
-        if self._noise_left >= 0 and not self._skip_noise():
-            return []
-        frames: list[Frame] = []
-        offset, end = 0, len(buffer)
-        with memoryview(buffer) as view:
-            while end - offset >= 9:
-                kind, stream, length = HEADER.unpack_from(buffer, offset)
-                limit = _LIMITS.get(kind)
-                if limit is None:
-                    raise ProtocolError(f"frame of unknown type {kind}")
-                if length > limit:
-                    raise ProtocolError(f"frame of type {kind} claims {length} bytes")
-                after = offset + 9 + length
-                if after > end:
-                    break
-                frames.append((kind, stream, bytes(view[offset + 9 : after])))
-                offset = after
-        if offset:
-            del buffer[:offset]
-        return frames
+    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[Frame]:
+        """The frames that ``data`` completes. Raises ProtocolError; the parser is dead then.
 
-    def _skip_noise(self) -> bool:
-        """Drop bytes up to and including SYNC. True once it was found."""
-        buffer = self._buffer
+        Bodies are views, mostly into ``data`` itself: copy what has to outlive it.
+        """
+        view = memoryview(data)
+        if self._noise_left >= 0:
+            view = self._skip_noise(view)
+        at, end = 0, len(view)
+        if self._unfinished:
+            at = self._continue(view)
+            if at < 0:
+                return
+            unfinished, self._unfinished = self._unfinished, bytearray()
+            kind, stream, _ = HEADER.unpack_from(unfinished)
+            yield kind, stream, memoryview(unfinished)[9:]
+        while end - at >= 9:
+            kind, stream, length = _header(view, at)
+            after = at + 9 + length
+            if after > end:
+                break
+            yield kind, stream, view[at + 9 : after]
+            at = after
+        if at < end:
+            self._unfinished = bytearray(view[at:])
+
+    def _continue(self, view: memoryview) -> int:
+        """Complete the unfinished frame. Returns where the next begins, -1 when it needs more."""
+        unfinished, at = self._unfinished, 0
+        if len(unfinished) < 9:
+            at = min(9 - len(unfinished), len(view))
+            unfinished += view[:at]
+            if len(unfinished) < 9:
+                return -1
+        length = _header(unfinished, 0)[2]
+        missing = 9 + length - len(unfinished)
+        unfinished += view[at : at + missing]
+        return at + missing if len(unfinished) == 9 + length else -1
+
+    def _skip_noise(self, view: memoryview) -> memoryview:
+        """What follows the SYNC marker; empty until it was found."""
+        buffer = self._noise
+        buffer += view
         at = buffer.find(SYNC)
         if at >= 0:
-            del buffer[: at + len(SYNC)]
-            self._noise_left = -1
-            return True
+            self._noise_left, self._noise = -1, bytearray()
+            return memoryview(buffer)[at + len(SYNC) :]
         excess = len(buffer) - len(SYNC) + 1
         if excess > 0:
             self._noise_left -= excess
             del buffer[:excess]
             if self._noise_left < 0:
                 raise ProtocolError(f"no hello within {NOISE_LIMIT_BYTES} bytes")
-        return False
+        return memoryview(b"")
+
+
+def _header(data: bytearray | memoryview, at: int) -> tuple[int, int, int]:
+    kind, stream, length = HEADER.unpack_from(data, at)
+    limit = _LIMITS.get(kind)
+    if limit is None:
+        raise ProtocolError(f"frame of unknown type {kind}")
+    if length > limit:
+        raise ProtocolError(f"frame of type {kind} claims {length} bytes")
+    return kind, stream, length

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         window: int
 
         def send(self, frame: bytes) -> None: ...
+        def forward(self, stream: int, fd: int, limit: int) -> int: ...
         def watch_read(self, fd: int, callback: Callable[[], None] | None) -> None: ...
         def watch_write(self, fd: int, callback: Callable[[], None] | None) -> None: ...
 
@@ -52,14 +53,24 @@ class Inlet:
         self._unacknowledged = 0
         self._ending = False
 
-    def put(self, data: bytes) -> None:
+    def put(self, data: protocol.Body) -> None:
         self._room -= len(data)
         if self._room < 0:
             raise protocol.ProtocolError(f"stream {self._stream} exceeds its window")
         if self._fd < 0:
             self._acknowledge(len(data))
             return
-        self._queue.append(data)
+        if not self._queue:
+            # The common case, without a copy: the reader takes it at once.
+            try:
+                written = os.write(self._fd, data)
+            except OSError:
+                written = 0  # whatever it is, _flush meets it again
+            self._acknowledge(written)
+            if written == len(data):
+                return
+            data = data[written:]
+        self._queue.append(bytes(data))
         if len(self._queue) == 1:
             self._flush()
 
@@ -108,7 +119,7 @@ class Inlet:
 
     def _acknowledge(self, count: int) -> None:
         self._unacknowledged += count
-        if self._unacknowledged * 4 >= self._loop.window:
+        if self._unacknowledged * 2 >= self._loop.window:
             self._room += self._unacknowledged
             self._loop.send(protocol.encode_credit(self._stream, self._unacknowledged))
             self._unacknowledged = 0
@@ -144,24 +155,23 @@ class Outlet:
         self._finish()
 
     def _pump(self) -> None:
-        # A few reads per turn, then the other streams; all of it once the process is gone.
-        turns = 4
+        # One read per turn, then the other streams; all of it once the process is gone.
+        turns = 1
         while self._credit > 0 and (turns > 0 or self._exited):
             turns -= 1
             try:
-                data = os.read(self.fd, min(_READ_BYTES, self._credit))
+                count = self._loop.forward(self._stream, self.fd, self._credit)
             except BlockingIOError:
                 if self._exited:
                     self._finish()
                     self._loop.watch_read(self.fd, self._discard)
                 return
             except OSError:
-                data = b""  # EIO: the last user of the terminal has closed it
-            if not data:
+                count = 0  # EIO: the last user of the terminal has closed it
+            if not count:
                 self.close()
                 return
-            self._credit -= len(data)
-            self._loop.send(protocol.encode(protocol.DATA, self._stream, data))
+            self._credit -= count
         if self._credit <= 0:
             self._loop.watch_read(self.fd, None)
 

@@ -10,7 +10,11 @@ import os
 import select
 import time
 
-from twofold.guest.lean import deque
+from twofold.guest import protocol
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _PIECE_BYTES = 32768  # what the kernel's virtio-serial driver takes in one call
 _PIECES = 16
@@ -37,7 +41,7 @@ class VirtioPort:
         except BlockingIOError:
             return None
 
-    def write(self, frames: deque[bytes], offset: int) -> int:
+    def write(self, frames: Iterable[protocol.Body], offset: int) -> int:
         """Write from the front of ``frames``. Raises BlockingIOError when the host reads slowly."""
         pieces: list[memoryview] = []
         for frame in frames:

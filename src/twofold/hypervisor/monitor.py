@@ -221,7 +221,7 @@ class Monitor(Watcher):
             session.fail(guest_is_gone(reason))
         self._sessions.clear()
 
-    def _handle(self, kind: int, stream: int, body: bytes) -> None:
+    def _handle(self, kind: int, stream: int, body: protocol.Body) -> None:
         number, channel = divmod(stream, 4)
         if number == 0:
             self._handle_link(kind, body)
@@ -232,7 +232,7 @@ class Monitor(Watcher):
         if session is not None:
             session.handle(kind, channel, body)
 
-    def _handle_link(self, kind: int, body: bytes) -> None:
+    def _handle_link(self, kind: int, body: protocol.Body) -> None:
         if kind == protocol.HELLO and not self._facts:
             self._facts = self._link.greeted(body)
             self._send_config()

@@ -6,7 +6,7 @@ bounded by the streams' credit; what comes in is bounded by the parser. The gues
 
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from twofold.guest import protocol
@@ -58,19 +58,19 @@ class Link:
                 sent -= len(self._queue.popleft())
             self._front_sent = sent
 
-    def receive(self) -> list[protocol.Frame]:
+    def receive(self) -> Iterator[protocol.Frame]:
         """The frames that have arrived. Raises LinkClosedError or protocol.ProtocolError."""
         try:
             count = self.sock.recv_into(self._buffer)
         except BlockingIOError:
-            return []
+            return iter(())
         except OSError as error:
             raise LinkClosedError(str(error)) from error
         if not count:
             raise LinkClosedError("the port is closed")
         return self._parser.feed(self._buffer[:count])
 
-    def greeted(self, body: bytes) -> dict[str, Any]:
+    def greeted(self, body: protocol.Body) -> dict[str, Any]:
         """Take the agent's HELLO: its facts. Raises ProtocolError for absurd ones."""
         facts = protocol.decode_json(body)
         version, window = facts.get("version"), facts.get("window")

@@ -63,7 +63,7 @@ class GuestProcess:
 
     def _make_outlet(self, channel: int, fd: int) -> Outlet:
         stream = protocol.stream_of(self.number, channel)
-        threshold = self._link.window // 4
+        threshold = self._link.window // 2
         unacknowledged = 0
 
         def wrote(count: int) -> None:
@@ -92,11 +92,11 @@ class GuestProcess:
         """Ask the agent for it; ``request`` comes from ``open_frame``."""
         self._link.send(request)
 
-    def handle(self, kind: int, channel: int, body: bytes) -> None:
+    def handle(self, kind: int, channel: int, body: protocol.Body) -> None:
         """A frame of this session. Raises ProtocolError."""
         if kind == protocol.DATA:
             outlet = self._outlets.get(channel)
-            if outlet is None or not self.opened or not outlet.put(body):
+            if outlet is None or not self.opened or not outlet.put(bytes(body)):
                 raise protocol.ProtocolError(f"unasked data on channel {channel}")
         elif kind == protocol.EOF:
             if channel in self._outlets:
@@ -195,7 +195,7 @@ def open_frame(number: int, request: dict[str, Any]) -> bytes:
         ) from error
 
 
-def error_of_guest(body: bytes) -> TwofoldError:
+def error_of_guest(body: protocol.Body) -> TwofoldError:
     """An error in the guest's words: they are shown to people, so they are cut and cleaned."""
     error = protocol.decode_json(body)
     words = {key: printable(str(error.get(key, "")))[:2000] for key in ("code", "message", "hint")}
