@@ -294,6 +294,24 @@ def test_a_system_guest_that_powers_off_ends_with_0(make: Any) -> None:
     assert machine.wait() == 0
 
 
+def test_a_stalled_reader_does_not_outlive_a_fatal_signal(make: Any) -> None:
+    machine = make(
+        """
+        ready()
+        for _ in range(3):
+            agent.sendall(p.encode(p.DATA, 5, bytes(65536)))
+            hear(p.CREDIT) if _ == 0 else None
+            if _ == 1: break
+        end(0)
+        """
+    )
+    assert machine.word()["ready"]
+    with pytest.raises(AssertionError, match="hangs"):
+        machine.wait(1.0)  # its output waits for a reader
+    os.kill(machine.pid, 15)
+    assert machine.wait() == 0
+
+
 def test_a_qemu_that_fails_under_its_payload_is_125(make: Any) -> None:
     machine = make("ready(); time.sleep(0.2); sys.exit('qemu: disk I/O error')")
     assert machine.word()["ready"]

@@ -103,6 +103,7 @@ class Monitor(Watcher):
         self._ready_deadline = 0.0
         self._kill_deadline = 0.0
         self._exit_code: int | None = None
+        self._told_to_end = False
         self._payload: GuestProcess | None = None
         self._link_failure = ""
         self._qemu: Qemu | None = None
@@ -166,7 +167,7 @@ class Monitor(Watcher):
         if self._qemu.status is None:
             return False
         drained = self._payload is None or self._payload.drained
-        return drained and self._console.drained
+        return self._told_to_end or (drained and self._console.drained)
 
     def _timeout(self) -> float:
         deadlines = [self._kill_deadline] if self._kill_deadline else []
@@ -386,8 +387,10 @@ class Monitor(Watcher):
     def _forward(self, number: int) -> None:
         assert self._qemu is not None
         if not self._ready or self._link_failure or self._exit_code is not None:
-            # Nobody there to tell. A fatal signal ends the machine, as it ends a process.
+            # Nobody there to tell. A fatal signal ends the machine, as it ends a process, and what
+            # a stalled reader has not taken is lost.
             if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+                self._told_to_end = True
                 if self._exit_code is None:
                     self._exit_code = 128 + number
                 self._qemu.kill()
