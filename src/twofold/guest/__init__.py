@@ -3,9 +3,12 @@
     protocol   frames, the strict parser, flow control: used by both ends
     agent      /init of the initrd, PID 1 of the guest: boots, then serves sessions
     boot       modules, disks, overlay root, the mounts an application expects
+    virtioport, netport  the agent's end of the port on virtio and on emulated hardware
     configure  what the host's CONFIG asks: name, clock, network, files, shares
+    init       the image's own init as PID 1
     session    one process in the guest: pipes or a terminal, signals, exit status
     identity   who a process is to be (shared with the container runtime)
+    jsontext, lean       JSON, signals and deques without the weight of their packages
     archive    a path as a tar stream (shared with the container runtime)
     manifest   which modules the initrd must carry
 

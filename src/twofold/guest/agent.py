@@ -17,7 +17,7 @@ import select
 import time
 
 from twofold.errors import GuestFailed, InvalidInput, TwofoldError, Unavailable
-from twofold.guest import boot, configure, protocol
+from twofold.guest import boot, configure, init, protocol
 from twofold.guest.identity import DEFAULT_PATH, find_executable
 from twofold.guest.jsontext import dumps
 from twofold.guest.lean import deque, signal
@@ -36,7 +36,6 @@ Port = VirtioPort | NetPort
 _SESSION_LIMIT = 256
 _LATE_MODULES_AFTER_S = 1.0
 _FORWARD_BYTES = 65536 - 9  # with its header exactly two of what a virtio port takes in one go
-_SIGRTMIN_POWER_OFF = 34 + 4  # systemd(1): SIGRTMIN+4 powers off
 
 
 class Agent:
@@ -57,7 +56,6 @@ class Agent:
         self._facts: dict[str, Any] = {}
         self._config: dict[str, Any] | None = None
         self._system = False
-        self._init_pid = 1
         self._late_at = 0.0
         self._turn_off = ""
 
@@ -354,55 +352,17 @@ class Agent:
         path = find_executable(argv[0], environment["PATH"], "/")
         # Before it starts: systemd looks for autofs once, at its very beginning.
         boot.load_modules("modules.late", root_fd=self._initrd_fd)
-        boot.prepare_for_init(path)
-        read, write = os.pipe2(os.O_CLOEXEC)
-        if os.fork():
-            signal.set_wakeup_fd(-1)
-            for name in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
-                signal.signal(name, signal.SIG_DFL)
-            try:
-                console = os.open("/dev/console", os.O_RDWR | os.O_NOCTTY)
-                for fd in range(3):
-                    os.dup2(console, fd)
-                os.execve(path, argv, environment)
-            except OSError as error:
-                os.write(write, f"{path}: {error.strerror}".encode())
-                while True:  # PID 1 must not end; the agent turns the machine off
-                    signal.pause()
-        os.close(write)
-        os.setsid()
-        reason = os.read(read, 4096).decode("utf-8", "replace")
-        os.close(read)
+        init.prepare(path)
+        reason = init.leave_to(path, argv, environment)
         if reason:
             raise GuestFailed(f"the image's init did not start: {reason}")
-        body = {"pid": 1}
         stream = protocol.stream_of(number, 0)
-        self.send(protocol.encode_json(protocol.OPENED, stream, body))
+        self.send(protocol.encode_json(protocol.OPENED, stream, {"pid": 1}))
 
     def _shut_down(self, request: dict[str, Any]) -> None:
-        if self._system and not request.get("force"):
-            self._ask_init()
-        else:
-            self._turn_off = "reboot" if request.get("reboot") else "poweroff"
-
-    def _ask_init(self) -> None:
-        """Each init has its own word for power off; the wrong one would do nothing or reboot."""
-        if os.path.isdir("/run/systemd/system"):
-            os.kill(1, _SIGRTMIN_POWER_OFF)
+        if self._system and not request.get("force") and init.ask_to_power_off():
             return
-        target = os.path.basename(os.path.realpath("/proc/1/exe"))
-        if target.startswith(("busybox", "openrc-init")):
-            os.kill(1, signal.SIGUSR2)
-            return
-        for command in ("/sbin/poweroff", "/usr/sbin/poweroff"):
-            if os.access(command, os.X_OK):
-                if os.fork() == 0:
-                    try:
-                        os.execv(command, [command])
-                    finally:
-                        os._exit(127)
-                return
-        self._turn_off = "poweroff"
+        self._turn_off = "reboot" if request.get("reboot") else "poweroff"
 
     def _load_late_modules(self) -> None:
         if os.fork() == 0:
@@ -412,19 +372,6 @@ class Agent:
                 boot.load_modules("modules.late", root_fd=self._initrd_fd)
             finally:
                 os._exit(0)
-
-    def kill_everything(self) -> None:
-        """Before the power goes: nothing may write any more."""
-        try:
-            os.kill(-1, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        end = time.monotonic() + 2.0
-        while time.monotonic() < end:
-            try:
-                os.waitpid(-1, 0)
-            except ChildProcessError:
-                return
 
 
 def main() -> None:
@@ -446,7 +393,7 @@ def main() -> None:
         boot.assemble_root(disks)
         agent = Agent(port, initrd_fd)
         end = agent.run(_facts(port, failures))
-        agent.kill_everything()
+        init.kill_everything()
         boot.power_off(restart=end == "reboot")
     except (OSError, boot.BootError) as error:
         sentence = f"{error}" + (

@@ -20,7 +20,6 @@ _RB_POWER_OFF = 0x4321FEDC
 _RB_AUTOBOOT = 0x01234567
 NEW_ROOT = "/newroot"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_SYSTEMD_DIRS = ("/lib/systemd", "/usr/lib/systemd")
 _DISK_DEADLINE_S = 20.0
 
 
@@ -187,24 +186,6 @@ def populate_root(root: str, *, system: bool) -> None:
         except FileExistsError:
             pass
     os.chmod(f"{root}/dev/ptmx", 0o666)
-
-
-def prepare_for_init(path: str) -> None:
-    """What an image's own init expects of a machine and an image made for containers lacks.
-
-    Without udev no device unit ever becomes active, and systemd would wait 90 seconds for the
-    console's before it calls itself running; so there the console's login is masked.
-    """
-    if os.path.basename(os.path.realpath(path)) != "systemd":
-        return
-    udev = any(os.path.exists(f"{base}/systemd-udevd") for base in _SYSTEMD_DIRS)
-    try:
-        mount("tmpfs", "/run", fstype="tmpfs", flags=MS_NOSUID | MS_NODEV, data="mode=0755")
-        if not udev:
-            os.makedirs("/run/systemd/system", mode=0o755)
-            os.symlink("/dev/null", "/run/systemd/system/serial-getty@ttyS0.service")
-    except OSError:
-        pass  # it boots all the same, only later
 
 
 def find_virtio_port(deadline_s: float = 20.0) -> str:

@@ -19,6 +19,7 @@ AGENT_MODULES: tuple[str, ...] = (
     "twofold.guest.boot",
     "twofold.guest.configure",
     "twofold.guest.identity",
+    "twofold.guest.init",
     "twofold.guest.jsontext",
     "twofold.guest.lean",
     "twofold.guest.netport",

@@ -1,0 +1,100 @@
+"""The image's own init as PID 1: what it needs before, how it starts, how it is asked to end."""
+
+import os
+import time
+
+from twofold.guest.boot import MS_NODEV, MS_NOSUID
+from twofold.guest.lean import signal
+from twofold.linux.mount import mount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+_SYSTEMD_DIRS = ("/lib/systemd", "/usr/lib/systemd")
+_SIGRTMIN_POWER_OFF = 34 + 4  # systemd(1): SIGRTMIN+4 powers off
+
+
+def prepare(path: str) -> None:
+    """What an init expects of a machine and an image made for containers lacks.
+
+    Without udev no device unit ever becomes active, and systemd would wait 90 seconds for the
+    console's before it calls itself running; so there the console's login is masked.
+    """
+    if os.path.basename(os.path.realpath(path)) != "systemd":
+        return
+    udev = any(os.path.exists(f"{base}/systemd-udevd") for base in _SYSTEMD_DIRS)
+    try:
+        mount("tmpfs", "/run", fstype="tmpfs", flags=MS_NOSUID | MS_NODEV, data="mode=0755")
+        if not udev:
+            os.makedirs("/run/systemd/system", mode=0o755)
+            os.symlink("/dev/null", "/run/systemd/system/serial-getty@ttyS0.service")
+    except OSError:
+        pass  # it boots all the same, only later
+
+
+def leave_to(path: str, argv: list[str], environment: dict[str, str]) -> str:
+    """Fork: the caller, PID 1, becomes the init, and the child goes on as the agent.
+
+    Returns, in the child: why the init did not start, or nothing.
+    """
+    read, write = os.pipe2(os.O_CLOEXEC)
+    if os.fork():
+        _exec(path, argv, environment, write)
+    os.close(write)
+    os.setsid()
+    reason = os.read(read, 4096).decode("utf-8", "replace")
+    os.close(read)
+    return reason
+
+
+def _exec(path: str, argv: list[str], environment: dict[str, str], error_fd: int) -> "NoReturn":
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        console = os.open("/dev/console", os.O_RDWR | os.O_NOCTTY)
+        for fd in range(3):
+            os.dup2(console, fd)
+        os.execve(path, argv, environment)
+    except OSError as error:
+        os.write(error_fd, f"{path}: {error.strerror}".encode())
+        os.close(error_fd)
+        while True:  # PID 1 must not end; the agent turns the machine off
+            signal.pause()
+
+
+def ask_to_power_off() -> bool:
+    """Each init has its own word for it; the wrong one would do nothing or reboot.
+
+    False when none is known: then the power is simply turned off.
+    """
+    if os.path.isdir("/run/systemd/system"):
+        os.kill(1, _SIGRTMIN_POWER_OFF)
+        return True
+    if os.path.basename(os.path.realpath("/proc/1/exe")).startswith(("busybox", "openrc-init")):
+        os.kill(1, signal.SIGUSR2)
+        return True
+    for command in ("/sbin/poweroff", "/usr/sbin/poweroff"):
+        if os.access(command, os.X_OK):
+            if os.fork() == 0:
+                try:
+                    os.execv(command, [command])
+                finally:
+                    os._exit(127)
+            return True
+    return False
+
+
+def kill_everything() -> None:
+    """Before the power goes: nothing may write any more."""
+    try:
+        os.kill(-1, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    end = time.monotonic() + 2.0
+    while time.monotonic() < end:
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
