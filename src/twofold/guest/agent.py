@@ -149,8 +149,8 @@ class Agent:
         """Read ``fd`` and send it as DATA: several frames by one call in and one out, without a
         copy where the port takes them at once. Returns the count, 0 at the end.
 
-        Raises BlockingIOError, OSError. Not by splice: Linux 6.1's virtio-serial driver corrupts
-        its ring when a pipe holds more than is spliced.
+        Raises BlockingIOError, OSError. Not by splice: with Linux 6.1's virtio-serial driver
+        the port hangs when a pipe holds more than is spliced.
         """
         targets = []
         for slot in self._slots:
