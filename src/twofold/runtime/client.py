@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -11,6 +12,9 @@ from typing import Any
 from twofold.errors import Unavailable, from_dict
 from twofold.linux import sockets
 from twofold.model.paths import Paths
+from twofold.runtime import fingerprint
+
+_DISMISS_TIMEOUT_S = 10.0
 
 
 class KeeperClient:
@@ -31,15 +35,32 @@ class KeeperClient:
 
     @classmethod
     async def connect(cls, paths: Paths) -> "KeeperClient":
-        """Connect to the keeper, starting it first where none answers."""
+        """Connect to the keeper, starting it first where none answers.
+
+        An idle keeper that was started before an update is replaced; one that keeps instances
+        goes on with its own code until they have ended.
+        """
         try:
-            sock = _connect(paths.keeper_socket)
+            client = cls(_connect(paths.keeper_socket))
         except (FileNotFoundError, ConnectionRefusedError):
             await _start(paths)
-            sock = _connect(paths.keeper_socket)
-        sock.setblocking(False)
-        sockets.enlarge(sock)
-        return cls(sock)
+            return cls(_connect(paths.keeper_socket))
+        said = await client.call("hello")
+        if said["instances"] or said.get("code") == fingerprint.of_code():
+            return client
+        await client._dismiss(int(said["pid"]))
+        await _start(paths)
+        return cls(_connect(paths.keeper_socket))
+
+    async def _dismiss(self, pid: int) -> None:
+        """Let an idle keeper end, and wait until it has."""
+        pidfd = os.pidfd_open(pid)
+        try:
+            await self.call("shutdown")
+            self.close()
+            await asyncio.to_thread(select.select, [pidfd], [], [], _DISMISS_TIMEOUT_S)
+        finally:
+            os.close(pidfd)
 
     async def call(self, op: str, fds: tuple[int, ...] = (), **fields: Any) -> dict[str, Any]:
         """Send a request and wait for its answer."""
@@ -111,6 +132,8 @@ def _connect(path: str) -> socket.socket:
     except BaseException:
         sock.close()
         raise
+    sock.setblocking(False)
+    sockets.enlarge(sock)
     return sock
 
 

@@ -23,7 +23,7 @@ from twofold.errors import (
     TwofoldError,
 )
 from twofold.linux import sockets
-from twofold.runtime import plan
+from twofold.runtime import fingerprint, plan
 from twofold.runtime.door import Door, DoorClient
 from twofold.runtime.entry import Entry
 from twofold.runtime.loop import READ, Loop
@@ -44,6 +44,7 @@ class Keeper:
         self._daemons: dict[int, socket.socket] = {}
         self._entries: dict[str, Entry] = {}
         self._sessions = 0
+        self._code = fingerprint.of_code()
         listener.setblocking(False)
         loop.watch(listener.fileno(), READ, self._accept)
         self._operations: dict[str, Callable[[dict[str, Any], list[int], Reply], None]] = {
@@ -135,7 +136,15 @@ class Keeper:
 
     def _hello(self, _message: dict[str, Any], _fds: list[int], reply: Reply) -> None:
         instances = [entry.describe() for entry in self._entries.values()]
-        reply({"ok": True, "pid": os.getpid(), "version": __version__, "instances": instances})
+        reply(
+            {
+                "ok": True,
+                "pid": os.getpid(),
+                "version": __version__,
+                "code": self._code,
+                "instances": instances,
+            }
+        )
 
     def _create(self, message: dict[str, Any], _fds: list[int], reply: Reply) -> None:
         sandbox_plan = plan.from_dict(message["plan"])
