@@ -16,7 +16,7 @@ from typing import Any
 
 from twofold.hypervisor import machine, monitor
 from twofold.hypervisor.kernel import KernelBundle
-from twofold.linux import sockets
+from twofold.linux import process, sockets
 
 PROCESS: dict[str, Any] = {
     "argv": ["sleep", "infinity"],
@@ -70,7 +70,7 @@ class Guest:
         initrd: str = "",
         stdio: tuple[int, int, int] | None = None,
         guest: dict[str, Any] | None = None,
-        **process: Any,
+        **payload: Any,
     ) -> None:
         self.folder = folder
         data = folder / "data.img"
@@ -95,7 +95,7 @@ class Guest:
             argv = [
                 word.replace("twofold.data=/dev/vdb", "twofold.data=/dev/nope") for word in argv
             ]
-        config = {"hostname": "rig", "mode": "application", "process": PROCESS | process}
+        config = {"hostname": "rig", "mode": "application", "process": PROCESS | payload}
         vm = {
             "argv": argv,
             "guest": config | (guest or {}),
@@ -126,14 +126,15 @@ class Guest:
         theirs = stdio or (pipes[0][0], pipes[1][1], pipes[2][1])
         ours = (pipes[0][1], pipes[1][0], pipes[2][0])
         self.started_at = time.monotonic()
-        self.pid = os.fork()
+        # PID 1 of a namespace, as under the keeper: when it goes, or we do, QEMU goes with it.
+        self.pid, self.pidfd = process.clone(process.CLONE_NEWPID)
         if self.pid == 0:
             code = 125
             try:
+                process.prctl(process.PR_SET_PDEATHSIG, signal.SIGKILL)
                 for fd in ours:
                     os.close(fd)
                 self.status.close()
-                os.setpgid(0, 0)
                 for number in range(3):
                     os.dup2(theirs[number], number)
                     os.close(theirs[number])
@@ -152,7 +153,6 @@ class Guest:
         qmp.close()
         status_theirs.close()
         control.close()
-        self.pidfd = os.pidfd_open(self.pid)
         self.stdin, self.stdout, self.stderr = ours if stdio is None else (-1, -1, -1)
         self.exit_code: int | None = None
 
@@ -188,8 +188,8 @@ class Guest:
     def open_exec(self, *argv: str, tty: bool = False, **more: Any) -> Session:
         """Start a command; with ``tty`` both streams are one socket."""
         size = {key: more.pop(key) for key in ("rows", "cols") if key in more}
-        process = PROCESS | {"argv": list(argv), "tty": tty} | more
-        request = {"op": "exec", "process": process, "tty": tty, **size}
+        wanted = PROCESS | {"argv": list(argv), "tty": tty} | more
+        request = {"op": "exec", "process": wanted, "tty": tty, **size}
         sock = self.connect()
         if tty:
             near, far = socket.socketpair()
@@ -232,12 +232,9 @@ class Guest:
         return Session(sock, kept, -1, -1)
 
     def close(self) -> None:
-        """End it, whatever state it is in: QEMU is in the monitor's process group."""
+        """End it, whatever state it is in."""
         if self.exit_code is None:
-            try:
-                os.killpg(self.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             self.wait()
         for fd in (self.stdin, self.stdout, self.stderr, self.pidfd):
             if fd >= 0:
