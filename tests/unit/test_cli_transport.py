@@ -1,5 +1,6 @@
 """HTTP over a unix socket: every form of reply, every form of failure."""
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -42,13 +43,15 @@ def raw(tmp_path: Path) -> Iterator[Callable[..., Client]]:
 
     def serve(answer: bytes) -> Client:
         def answer_all() -> None:
-            try:
-                while True:
-                    with listener.accept()[0] as peer:
-                        peer.recv(65536)
-                        peer.sendall(answer)
-            except OSError:
-                pass
+            while True:
+                try:
+                    peer = listener.accept()[0]
+                except OSError:
+                    return
+                # A client that has read enough hangs up; the next one is served all the same.
+                with peer, contextlib.suppress(OSError):
+                    peer.recv(65536)
+                    peer.sendall(answer)
 
         threading.Thread(target=answer_all, daemon=True).start()
         return Client(paths_in(tmp_path), launch=False)
