@@ -100,7 +100,8 @@ def test_streams_and_exit_code(twofold: Runner, busybox_image: str, removal: lis
     script = "cat; echo err >&2; exit 7"
     done = twofold("run", "-i", *removal, *APART, busybox_image, "sh", "-c", script, stdin=b"a\0b")
     assert (done.returncode, done.stdout) == (7, b"a\0b")
-    assert done.stderr.endswith(b"err\n")
+    # Once in a daemon's life, what this host lacks is said on stderr too, before or after.
+    assert b"err\n" in done.stderr
 
 
 @pytest.mark.shared
