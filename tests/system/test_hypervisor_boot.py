@@ -14,6 +14,7 @@ import pytest
 from twofold.guest import protocol
 from twofold.hypervisor import jail, kernel, machine
 from twofold.hypervisor.kernel import KernelBundle
+from twofold.model.progress import silent
 from twofold.storage.disk import data_disk
 
 UNPRIVILEGED = 54321
@@ -22,12 +23,12 @@ READY_TIMEOUT_S = 120.0
 
 @pytest.fixture(scope="session")
 def bundle(twofold_root: str) -> KernelBundle:
-    return kernel.ensure(f"{twofold_root}/kernels", lambda sentence: None)
+    return kernel.ensure(f"{twofold_root}/kernels", silent)
 
 
 @pytest.fixture(scope="session")
 def qemu_root(twofold_root: str) -> str:
-    return jail.ensure(f"{twofold_root}/cache", lambda sentence: None)
+    return jail.ensure(f"{twofold_root}/cache", silent)
 
 
 @pytest.fixture(scope="module")
@@ -153,4 +154,4 @@ def test_the_jail_holds_no_way_to_run_another_program(qemu_root: str) -> None:
 
 def test_a_jail_is_made_once(qemu_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("subprocess.run", None)
-    assert jail.ensure(os.path.dirname(qemu_root), lambda sentence: None) == qemu_root
+    assert jail.ensure(os.path.dirname(qemu_root), silent) == qemu_root

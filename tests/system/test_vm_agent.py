@@ -18,6 +18,7 @@ from guest_rig import Guest, read_both
 
 from twofold.hypervisor import kernel
 from twofold.hypervisor.kernel import KernelBundle
+from twofold.model.progress import silent
 
 pytestmark = [pytest.mark.system, pytest.mark.shared, pytest.mark.timeout(180)]
 
@@ -26,7 +27,7 @@ Maker = Callable[..., Guest]
 
 @pytest.fixture(scope="session")
 def bundle(twofold_root: Path) -> KernelBundle:
-    return kernel.ensure(f"{twofold_root}/kernels", lambda sentence: None)
+    return kernel.ensure(f"{twofold_root}/kernels", silent)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from twofold.image.layer import Limits
-from twofold.image.progress import silent
+from twofold.model.progress import silent
 from twofold.image.unpack import Unpacked, unpack
 
 

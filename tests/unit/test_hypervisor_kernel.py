@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from twofold.errors import Corrupt
+from twofold.errors import Corrupt, Unavailable
 from twofold.hypervisor import kernel, kernel_source, modules
+from twofold.model.progress import silent
 
 ELF = b"\x7fELF" + bytes(range(256)) * 64
 
@@ -70,11 +71,16 @@ def test_a_kernel_without_a_module_we_now_want_is_fetched_again(tmp_path: Path) 
 def test_a_second_ensure_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept_kernel(tmp_path)
     told: list[str] = []
-    first = kernel.ensure(str(tmp_path), told.append)
+
+    def tell(_: float | None, message: str) -> None:
+        told.append(message)
+
+    first = kernel.ensure(str(tmp_path), tell)
     assert told  # it was built
     told.clear()
     monkeypatch.setattr("subprocess.run", None)
-    assert kernel.ensure(str(tmp_path), told.append) == first
+    monkeypatch.setattr("subprocess.Popen", None)
+    assert kernel.ensure(str(tmp_path), tell) == first
     assert not told
     assert not list(tmp_path.glob(".new-*"))
 
@@ -87,5 +93,26 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("twofold.hypervisor.cpio.archive", fail)
     with pytest.raises(RuntimeError, match="in the middle"):
-        kernel.ensure(str(tmp_path), lambda _: None)
+        kernel.ensure(str(tmp_path), silent)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "linux"]
+
+
+def test_a_program_is_ended_when_its_operation_is_cancelled() -> None:
+    calls = 0
+
+    def tell() -> None:
+        nonlocal calls
+        calls += 1
+        raise RuntimeError("cancelled")
+
+    with pytest.raises(RuntimeError, match="cancelled"):
+        kernel_source._run(["sleep", "60"], timeout_s=30, tell=tell)
+    assert calls == 1
+
+
+def test_a_program_that_takes_too_long_or_fails_is_named() -> None:
+    with pytest.raises(Unavailable, match="'sleep' did not finish within 0 s"):
+        kernel_source._run(["sleep", "60"], timeout_s=0)
+    with pytest.raises(Unavailable, match="last words"):
+        kernel_source._run(["sh", "-c", "echo last words >&2; exit 3"], timeout_s=30)
+    assert kernel_source._run(["echo", "yes"], timeout_s=30) == "yes\n"

@@ -28,7 +28,7 @@ from image_archives import (
 from twofold.errors import Corrupt, InvalidInput, NoSpace, TwofoldError
 from twofold.image import compression
 from twofold.image.layer import OPAQUE, Limits
-from twofold.image.progress import silent
+from twofold.model.progress import silent
 from twofold.image.unpack import unpack
 from twofold.image.workspace import remove_tree
 

@@ -9,7 +9,7 @@ import pytest
 from fake_house import IMAGE
 
 from twofold.errors import NotFound
-from twofold.image.progress import Progress
+from twofold.model.progress import Progress
 from twofold.image.sources import bootstrap
 from twofold.instance import images
 from twofold.instance.images import ImageDesk

@@ -21,11 +21,11 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
 
 from twofold.errors import NoSpace, Unsupported
 from twofold.hypervisor.interpreter import resolve_libraries
 from twofold.hypervisor.monitor_shares import DIOD, USER
+from twofold.model.progress import Progress
 
 QEMU = "/usr/bin/qemu-system-x86_64"
 # QEMU's user in the sandbox. It needs a name as well: see monitor_shares.
@@ -40,8 +40,6 @@ _ACCOUNTS = {
     "group": f"{USER}:x:{USER_ID}:\n",
 }
 _FORMAT = 3  # raise it when the layout changes
-
-Progress = Callable[[str], None]
 
 
 def ensure(cache_dir: str, progress: Progress) -> str:
@@ -130,7 +128,7 @@ def _current(cache_dir: str) -> str:
 
 
 def _build(cache_dir: str, progress: Progress) -> str:
-    progress("Preparing the private root for QEMU")
+    progress(None, "Preparing the private root for QEMU")
     files = sources()
     stamps = {path: _stamp(path) for path in sorted(files)}
     digest = hashlib.sha256(json.dumps([_FORMAT, stamps]).encode()).hexdigest()[:12]

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 from twofold.guest.manifest import AGENT_MODULES
 from twofold.hypervisor import cpio, initrd, interpreter, jail, kernel_source
-from twofold.hypervisor.kernel_source import Kernel, Progress
+from twofold.hypervisor.kernel_source import Kernel
+from twofold.model.progress import Progress
 
 FORMAT = 1  # of the initrd's layout: raise it when the layout changes
 _SITE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -72,7 +73,7 @@ def _fetch(kernels_dir: str, progress: Progress) -> Kernel:
 
 
 def _build(kernel: Kernel, target: str, progress: Progress) -> KernelBundle:
-    progress(f"Building the initrd for kernel {kernel.release}")
+    progress(None, f"Building the initrd for kernel {kernel.release}")
     brought = interpreter.survey(interpreter.find(), AGENT_MODULES)
     paths = (brought.binary, brought.loader, *brought.libraries.values())
     files = {path: _read(path) for path in (*paths, *brought.extensions.values())}

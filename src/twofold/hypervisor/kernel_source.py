@@ -13,19 +13,22 @@ import lzma
 import os
 import pwd
 import re
+import select
 import shutil
+import signal
 import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from twofold.errors import Corrupt, NoSpace, Unavailable, Unsupported
 from twofold.hypervisor import modules
-
-Progress = Callable[[str], None]
+from twofold.model.progress import Progress
 
 _META_PACKAGE = "linux-image-amd64"
+_TELL_EVERY_S = 0.2
 # From the x86 boot protocol: where the compressed kernel lies, counted from the protected-mode
 # code, which starts after the set-up sectors.
 _SETUP_SECTORS, _PAYLOAD_OFFSET, _PAYLOAD_LENGTH = 0x1F1, 0x248, 0x24C
@@ -47,12 +50,12 @@ def fetch(target: str, progress: Progress) -> Kernel:
     found = _installed()
     if found:
         vmlinuz, tree = found
-        progress(f"Taking the installed kernel {os.path.basename(tree)}")
+        progress(None, f"Taking the installed kernel {os.path.basename(tree)}")
         return _keep(vmlinuz, tree, target, progress)
     scratch = tempfile.mkdtemp(prefix="twofold-kernel-", dir="/var/tmp")
     try:
         package = _download(scratch, progress)
-        progress(f"Unpacking {os.path.basename(package)}")
+        progress(None, f"Unpacking {os.path.basename(package)}")
         root = f"{scratch}/root"
         _run(["dpkg-deb", "-x", package, root], timeout_s=300)
         (vmlinuz,) = glob.glob(f"{root}/boot/vmlinuz-*")
@@ -148,20 +151,21 @@ def _download(scratch: str, progress: Progress) -> str:
     if match is None:
         raise Unavailable(f"package {_META_PACKAGE!r} is not in apt's lists", hint="apt-get update")
     package = match.group(1)
-    progress(f"Downloading {package}")
     try:  # apt then downloads as its own unprivileged user
         os.chown(scratch, pwd.getpwnam("_apt").pw_uid, -1)
     except KeyError:
         pass
     option = "APT::Get::AllowUnauthenticated=false"
-    _run(["apt-get", "-q", "-o", option, "download", package], timeout_s=1800, cwd=scratch)
+    argv = ["apt-get", "-q", "-o", option, "download", package]
+    said = f"Downloading {package}"
+    _run(argv, timeout_s=1800, cwd=scratch, tell=lambda: progress(None, said))
     (path,) = glob.glob(f"{glob.escape(scratch)}/*.deb")
     return path
 
 
 def _keep(vmlinuz: str, tree: str, target: str, progress: Progress) -> Kernel:
     release = os.path.basename(tree)
-    progress(f"Preparing kernel {release}")
+    progress(None, f"Preparing kernel {release}")
     with open(vmlinuz, "rb") as stream:
         image = stream.read()
     found = modules.closure(tree, modules.wanted_everywhere())
@@ -196,15 +200,44 @@ def _version_key(release: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", release))
 
 
-def _run(argv: list[str], *, timeout_s: float, cwd: str | None = None) -> str:
+def _run(
+    argv: list[str],
+    *,
+    timeout_s: float,
+    cwd: str | None = None,
+    tell: Callable[[], None] = lambda: None,
+) -> str:
+    """What it printed. ``tell`` is called while it works; when it raises, the program is ended."""
     environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as complained:
+        with subprocess.Popen(
+            argv, stdout=said, stderr=complained, cwd=cwd, env=environment, start_new_session=True
+        ) as child:
+            try:
+                _wait(child, argv[0], timeout_s=timeout_s, tell=tell)
+            except BaseException:
+                os.killpg(child.pid, signal.SIGKILL)
+                raise
+        said.seek(0)
+        complained.seek(0)
+        if child.returncode != 0:
+            last = (complained.read().strip().splitlines() or ["no message"])[-1]
+            raise Unavailable(f"{' '.join(argv[:2])!r} failed: {last}", hint="apt-get update")
+        return said.read()
+
+
+def _wait(
+    child: "subprocess.Popen[bytes]", argv0: str, *, timeout_s: float, tell: Callable[[], None]
+) -> None:
+    """Raises Unavailable after ``timeout_s``, and whatever ``tell`` raises."""
+    ended = os.pidfd_open(child.pid)
+    deadline = time.monotonic() + timeout_s
     try:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=timeout_s, cwd=cwd, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        raise Unavailable(f"{argv[0]!r} did not finish within {timeout_s:.0f} s") from None
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise Unavailable(f"{' '.join(argv[:2])!r} failed: {last}", hint="apt-get update")
-    return done.stdout
+        while not select.select([ended], [], [], _TELL_EVERY_S)[0]:
+            tell()
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"{argv0!r} did not finish within {timeout_s:.0f} s", hint="try again later"
+                )
+    finally:
+        os.close(ended)

@@ -11,9 +11,9 @@ import sys
 
 from twofold.errors import TwofoldError, Unavailable
 from twofold.image.child import Child
-from twofold.image.progress import Progress
 from twofold.linux import mount
 from twofold.linux.libc import syscall
+from twofold.model.progress import Progress
 
 _CLONE_NEWNS = 0x00020000
 _BLOCK_BYTES = 4096

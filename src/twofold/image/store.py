@@ -33,13 +33,13 @@ from twofold.image.compression import HashingReader
 from twofold.image.layer import OPAQUE, Limits
 from twofold.image.manifest import REF_NAME, Descriptor
 from twofold.image.merge import merge
-from twofold.image.progress import Progress, silent
 from twofold.image.storefiles import StoreFiles
 from twofold.image.tarstream import Reader
 from twofold.image.unpack import Unpacked, require_digest, unpack
 from twofold.image.workspace import locked, storage_errors
 from twofold.linux.syncfs import syncfs
 from twofold.model.image import Image
+from twofold.model.progress import Progress, silent
 
 SOURCE = "io.twofold.source"
 _ROOMS = ("erofs", "blobs/sha256", "layers")  # what is cheap to remove comes first

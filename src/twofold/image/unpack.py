@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from twofold.errors import Corrupt, InvalidInput, NoSpace, TwofoldError, Unsupported
 from twofold.image.compression import HashingReader, decompressed
 from twofold.image.layer import Layer, Limits
-from twofold.image.progress import Progress
 from twofold.image.tarstream import Entry, Reader, TarStream, shown
+from twofold.model.progress import Progress
 
 _TICK_S = 0.2
 # The rest of the machine is to blame, not the archive.

@@ -7,27 +7,22 @@ changes, because every start needs one.
 
 import asyncio
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from twofold.errors import InvalidInput, NotFound
 from twofold.image import names
-from twofold.image.progress import Progress
 from twofold.image.sources import bootstrap, file
 from twofold.image.store import ImageStore
 from twofold.instance.place import ImageRoot
 from twofold.model.image import Image
-from twofold.operations import Operation, StepHandle
+from twofold.model.progress import Progress
+from twofold.operations import Operation, in_thread
 
 T = TypeVar("T")
 
 MAX_AT_ONCE = 4
-
-
-class _CancelledInThreadError(Exception):
-    """Raised by a progress call in the working thread, to make the work stop and unwind."""
 
 
 class ImageDesk:
@@ -107,8 +102,8 @@ class ImageDesk:
         if await asyncio.to_thread(os.path.exists, path):
             return path
         image = self.find(digest)
-        async with operation.step(f"Merging {image.names[0] if image.names else digest}") as step:
-            return await self._in_thread(step, lambda tell: self._store.erofs(image, tell))
+        title = f"Merging {image.names[0] if image.names else digest}"
+        return await self._as_step(operation, title, lambda tell: self._store.erofs(image, tell))
 
     # -- operations ---------------------------------------------------------------------------
 
@@ -123,50 +118,35 @@ class ImageDesk:
         force: bool = False,
     ) -> Image:
         """A Debian image from the distribution's own signed archive."""
-        async with operation.step(f"Building the image {name}") as step:
-            return await self._in_thread(
-                step,
-                lambda tell: bootstrap.build(
-                    self._store,
-                    name=name,
-                    suite=suite,
-                    include=tuple(include),
-                    variant=variant,
-                    progress=tell,
-                    force=force,
-                ),
-            )
+        return await self._as_step(
+            operation,
+            f"Building the image {name}",
+            lambda tell: bootstrap.build(
+                self._store,
+                name=name,
+                suite=suite,
+                include=tuple(include),
+                variant=variant,
+                progress=tell,
+                force=force,
+            ),
+        )
 
     async def import_file(self, operation: Operation, *, path: str, name: str | None) -> Image:
         """An OCI layout, docker archive or root file system tarball on this host."""
-        async with operation.step(f"Importing {os.path.basename(path.rstrip('/'))}") as step:
-            return await self._in_thread(
-                step, lambda tell: file.import_file(self._store, path, name, tell)
-            )
+        return await self._as_step(
+            operation,
+            f"Importing {os.path.basename(path.rstrip('/'))}",
+            lambda tell: file.import_file(self._store, path, name, tell),
+        )
 
     async def remove(self, name: str, *, force: bool) -> list[str]:
         return await asyncio.to_thread(
             self._store.remove, name, in_use=dict(self._users()), force=force
         )
 
-    async def _in_thread(self, step: StepHandle, work: Callable[[Progress], T]) -> T:
-        """Run store work in a thread; a cancel reaches it through its next progress call, and is
-        waited for, so that nothing of it goes on unseen."""
-        cancelled = threading.Event()
-
-        def tell(fraction: float | None, message: str) -> None:
-            if cancelled.is_set():
-                raise _CancelledInThreadError
-            step.progress(fraction, message)
-
-        loop = asyncio.get_running_loop()
-        task = loop.run_in_executor(self._threads, work, tell)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            cancelled.set()
-            await asyncio.gather(task, return_exceptions=True)
-            raise
+    async def _as_step(self, operation: Operation, title: str, work: Callable[[Progress], T]) -> T:
+        return await in_thread(operation, title, work, executor=self._threads)
 
 
 def _is_builtin(name: str) -> bool:

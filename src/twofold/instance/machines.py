@@ -5,16 +5,12 @@ what the probe measured, never what a device node promises.
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeVar
 
 from twofold.hypervisor import jail, kernel, kvm_probe, qmp
 from twofold.instance.collaborators import MachineParts
 from twofold.model.paths import Paths
-from twofold.operations import Operation
+from twofold.operations import Operation, in_thread
 from twofold.storage import disk
-
-T = TypeVar("T")
 
 DATA_DISK_BYTES = 16 << 30  # sparse: what a guest never writes costs nothing
 
@@ -28,8 +24,18 @@ class MachineShop:
     async def parts(self, operation: Operation) -> MachineParts:
         """Quick when all is there: three looks at the disk. Raises Unsupported without QEMU."""
         async with self._one_at_a_time:
-            jail_dir = await self._made(operation, "Preparing QEMU", self._jail)
-            bundle = await self._made(operation, "Preparing the guest kernel", self._kernel)
+            jail_dir = await in_thread(
+                operation,
+                "Preparing QEMU",
+                lambda tell: jail.ensure(self._paths.cache, tell),
+                quick=True,
+            )
+            bundle = await in_thread(
+                operation,
+                "Preparing the guest kernel",
+                lambda tell: kernel.ensure(self._paths.kernels, tell),
+                quick=True,
+            )
             if self._kvm is None:
                 cache = f"{self._paths.cache}/kvm.json"
                 self._kvm = await asyncio.to_thread(kvm_probe.probe, cache)
@@ -45,32 +51,6 @@ class MachineShop:
             accelerator_reason=self._kvm.reason,
             kernel=bundle.release,
         )
-
-    def _jail(self, tell: Callable[[str], None]) -> str:
-        return jail.ensure(self._paths.cache, tell)
-
-    def _kernel(self, tell: Callable[[str], None]) -> kernel.KernelBundle:
-        return kernel.ensure(self._paths.kernels, tell)
-
-    async def _made(
-        self, operation: Operation, title: str, make: Callable[[Callable[[str], None]], T]
-    ) -> T:
-        """Run ``make`` in a thread; it becomes a step only once it says that there is work."""
-        loop = asyncio.get_running_loop()
-        said: asyncio.Queue[str | None] = asyncio.Queue()
-
-        def tell(message: str) -> None:
-            loop.call_soon_threadsafe(said.put_nowait, message)
-
-        task = asyncio.ensure_future(asyncio.to_thread(make, tell))
-        task.add_done_callback(lambda _: said.put_nowait(None))
-        message = await said.get()
-        if message is not None:
-            async with operation.step(title) as step:
-                while message is not None:
-                    step.progress(None, message)
-                    message = await said.get()
-        return await task
 
     async def make_data_disk(self, path: str) -> None:
         await asyncio.to_thread(disk.data_disk, path, DATA_DISK_BYTES, self._paths.cache)

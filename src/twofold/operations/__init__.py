@@ -3,5 +3,6 @@
 from twofold.operations.operation import Operation, StepHandle
 from twofold.operations.registry import Operations
 from twofold.operations.scope import TaskScope
+from twofold.operations.thread import in_thread
 
-__all__ = ["Operation", "Operations", "StepHandle", "TaskScope"]
+__all__ = ["Operation", "Operations", "StepHandle", "TaskScope", "in_thread"]

@@ -17,13 +17,13 @@ from datetime import UTC, datetime
 from twofold.errors import Conflict, InvalidInput, NotFound, TwofoldError
 from twofold.image import config, manifest, names
 from twofold.image.child import Child
-from twofold.image.progress import Progress, silent
 from twofold.image.sources import aptsources
 from twofold.image.sources.aptsources import HostArchive
 from twofold.image.sources.file import describe_layers
 from twofold.image.store import ImageStore
 from twofold.image.workspace import ELSEWHERE, ELSEWHERE_PREFIX, remove_tree, storage_errors
 from twofold.model.image import Image
+from twofold.model.progress import Progress, silent
 
 BASE_PACKAGES = (
     "ca-certificates",

@@ -17,7 +17,6 @@ from twofold.image import config, document, manifest, names
 from twofold.image.compression import HashingReader, decompressed
 from twofold.image.layer import Limits
 from twofold.image.manifest import OCI_CONFIG, OCI_LAYER, REF_NAME, Descriptor, Manifest
-from twofold.image.progress import Progress, silent
 from twofold.image.sources.archive import Archive, DirectoryArchive, Section, TarArchive, clean_name
 from twofold.image.sources.elf import architecture_of
 from twofold.image.store import ImageStore
@@ -25,6 +24,7 @@ from twofold.image.tarstream import CHUNK_BYTES, TarStream
 from twofold.image.unpack import require_digest
 from twofold.image.workspace import storage_errors
 from twofold.model.image import Image
+from twofold.model.progress import Progress, silent
 
 _MAX_INDEX_DEPTH = 4
 _CONTAINERD_NAME = "io.containerd.image.name"
