@@ -8,7 +8,7 @@ from source import CLONE, STANDARD_LIBRARY, imports, modules, room
 # The terminal's side starts in 30 ms because it knows nothing of how anything works.
 CLI_MAY_IMPORT = ("twofold.client", "twofold.cli", "twofold.model.paths", "twofold.errors")
 # Travels in the initrd and runs under emulation.
-GUEST_MAY_IMPORT = ("twofold.guest", "twofold.linux", "twofold.errors")
+GUEST_MAY_IMPORT = ("twofold.guest", "twofold.linux", "twofold.errors", "twofold.record")
 # Forked for every start, their memory is paid per instance.
 LEAN_PROCESSES = ("twofold.runtime.keeper", "twofold.hypervisor.monitor")
 LEAN_MAY_IMPORT = (
@@ -17,6 +17,7 @@ LEAN_MAY_IMPORT = (
     "twofold.guest",
     "twofold.hypervisor.monitor",
     "twofold.errors",
+    "twofold.record",
 )
 
 

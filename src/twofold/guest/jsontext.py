@@ -11,6 +11,7 @@ from _json import encode_basestring_ascii, make_encoder, make_scanner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 
@@ -29,22 +30,25 @@ class _Context:
     object_hook = None
     object_pairs_hook = None
     parse_float = float
-    parse_int = int
     parse_constant = staticmethod(_refuse_constant)
-    memo: dict[str, str] = {}
+
+    def __init__(self, parse_int: Callable[[str], int]) -> None:
+        self.parse_int = parse_int
+        self.memo: dict[str, str] = {}
 
 
-_scan = make_scanner(_Context())  # type: ignore[arg-type]  # typeshed asks for the real one
+_scan = make_scanner(_Context(int))  # type: ignore[arg-type]  # typeshed asks for the real one
 _encode = make_encoder(
     None, _refuse_object, encode_basestring_ascii, None, ":", ",", False, False, False
 )
 
 
-def loads(data: bytes) -> Any:
+def loads(data: bytes, parse_int: Callable[[str], int] | None = None) -> Any:
     """The one value in ``data`` (UTF-8). Raises ValueError or RecursionError."""
     text = data.decode("utf-8").strip(" \t\n\r")
+    scan = make_scanner(_Context(parse_int)) if parse_int else _scan  # type: ignore[arg-type]
     try:
-        value, end = _scan(text, 0)
+        value, end = scan(text, 0)
     except StopIteration as error:
         raise ValueError(f"no value at character {error.value}") from None
     if end != len(text):

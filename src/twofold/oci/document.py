@@ -7,11 +7,15 @@ Unknown properties are ignored, as the runtime specification demands of every ru
 ``refuse_if_present``.
 """
 
-import json
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from __future__ import annotations
 
 from twofold.errors import InvalidInput
+from twofold.guest import jsontext
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, NoReturn
 
 LIMIT_BYTES = 4 << 20  # the field's bound on such documents; large enough for 10,000 mounts
 DEPTH_LIMIT = 64
@@ -28,14 +32,14 @@ class Node:
 
     def refuse(self, reason: str, *, hint: str = "") -> NoReturn:
         """Raise InvalidInput naming this field, its value and ``reason``."""
-        shown = json.dumps(self.value, ensure_ascii=True)
+        shown = jsontext.dumps(self.value).decode()
         if len(shown) > _SHOWN_CHARACTERS:
             shown = shown[:_SHOWN_CHARACTERS] + "…"
         raise InvalidInput(f"{self.path or 'document'} is {shown}: {reason}", hint=hint)
 
     # Objects
 
-    def get(self, key: str) -> "Node | None":
+    def get(self, key: str) -> Node | None:
         """The property, or None when it is absent or null. Refuses what is not an object."""
         if not isinstance(self.value, dict):
             self.refuse("expected an object")
@@ -44,7 +48,7 @@ class Node:
             return None
         return Node(value, f"{self.path}.{key}" if self.path else key)
 
-    def need(self, key: str) -> "Node":
+    def need(self, key: str) -> Node:
         """The property; refuses its absence."""
         found = self.get(key)
         if found is None:
@@ -58,7 +62,7 @@ class Node:
             if found is not None:
                 found.refuse(reason)
 
-    def items(self) -> "Iterator[tuple[str, Node]]":
+    def items(self) -> Iterator[tuple[str, Node]]:
         """Properties of an object used as a map, in the document's order."""
         if not isinstance(self.value, dict):
             self.refuse("expected an object")
@@ -70,7 +74,7 @@ class Node:
 
     # Arrays
 
-    def elements(self) -> "list[Node]":
+    def elements(self) -> list[Node]:
         if not isinstance(self.value, list):
             self.refuse("expected an array")
         return [Node(item, f"{self.path}[{index}]") for index, item in enumerate(self.value)]
@@ -122,7 +126,7 @@ def parse(data: bytes, name: str) -> Node:
     if len(data) > LIMIT_BYTES:
         raise InvalidInput(f"{name} has {len(data)} bytes; at most {LIMIT_BYTES} are read")
     try:
-        value = json.loads(data, parse_constant=_no_constant, parse_int=_integer)
+        value = jsontext.loads(data, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{name} is not valid JSON: {_short(error)}") from error
     _measure_depth(value, name)
@@ -135,10 +139,6 @@ def _integer(text: str) -> int:
     if len(text) > 24:
         raise ValueError(f"number {text[:24]}… is too large")
     return int(text)
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")
 
 
 def _short(error: Exception) -> str:
