@@ -55,6 +55,7 @@ _VERSION_3 = 0x20080522
 _PR_CAPBSET_READ = 23
 _PR_CAPBSET_DROP = 24
 _PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_RAISE = 2
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 
@@ -68,8 +69,28 @@ def mask_of(names: tuple[str, ...]) -> int:
 
 def last_capability() -> int:
     """The highest capability number this kernel knows."""
-    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
-        return int(file.read())
+    number = len(NAMES) - 1
+    while not _known(number):
+        number -= 1
+    while _known(number + 1):
+        number += 1
+    return number
+
+
+def _known(number: int) -> bool:
+    try:
+        prctl(_PR_CAPBSET_READ, number)
+    except OSError:
+        return False
+    return True
+
+
+def bounding_mask() -> int:
+    """The bounding set of the calling thread."""
+    mask = 0
+    for number in range(last_capability() + 1):
+        mask |= prctl(_PR_CAPBSET_READ, number) << number
+    return mask
 
 
 def drop_bounding(keep: int, last: int) -> None:
@@ -92,10 +113,23 @@ def set_capabilities(*, effective: int, permitted: int, inheritable: int = 0) ->
     syscall("capset", header, data)
 
 
+def raise_ambient(mask: int) -> None:
+    """Raise each capability of the mask, which must be permitted and inheritable."""
+    for number in range(mask.bit_length()):
+        if mask >> number & 1:
+            prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number)
+
+
+def get_capabilities() -> tuple[int, int, int]:
+    """capget(2) on the calling thread: (effective, permitted, inheritable)."""
+    header = ctypes.create_string_buffer(struct.pack("=Ii", _VERSION_3, 0), 8)
+    data = ctypes.create_string_buffer(24)
+    syscall("capget", header, data)
+    words = struct.unpack("=6I", data.raw)
+    effective, permitted, inheritable = (words[i] | words[i + 3] << 32 for i in range(3))
+    return effective, permitted, inheritable
+
+
 def effective_mask() -> int:
-    """The effective set of the calling process."""
-    with open("/proc/self/status", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("CapEff:"):
-                return int(line.split()[1], 16)
-    return 0
+    """The effective set of the calling thread."""
+    return get_capabilities()[0]
