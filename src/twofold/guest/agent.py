@@ -55,8 +55,10 @@ class Agent:
         self._slots = [memory[at : at + 65536] for at in range(0, len(memory), 65536)]
         self._facts: dict[str, Any] = {}
         self._config: dict[str, Any] | None = None
+        self._standing = False  # the root is entered
         self._system = False
         self._late_at = 0.0
+        self._late_loaded = False
         self._turn_off = ""
 
     # -- the loop ---------------------------------------------------------------------------
@@ -255,6 +257,8 @@ class Agent:
             message = protocol.decode_json(body)
             if session:
                 session.signal(int(message["signal"]), group=bool(message.get("group")))
+        elif kind == protocol.PREPARE:
+            self._prepare(protocol.decode_json(body))
         elif kind == protocol.CONFIG:
             self._configure(protocol.decode_json(body))
         elif kind == protocol.SHUTDOWN:
@@ -266,16 +270,35 @@ class Agent:
         else:
             raise protocol.ProtocolError(f"frame of type {kind} from the host")
 
+    def _stand_up(self, wish: dict[str, Any]) -> list[str]:
+        """Into the root, with the drivers that ``wish`` (PREPARE or CONFIG) calls for."""
+        failures: list[str] = []
+        self._system = wish.get("mode") == "system"
+        if wish.get("network"):
+            failures += boot.load_modules("modules.net", root_fd=self._initrd_fd)
+        if wish.get("shares"):
+            failures += boot.load_modules("modules.share", root_fd=self._initrd_fd)
+        boot.enter_root(system=self._system)
+        self._standing = True
+        return failures
+
+    def _prepare(self, wish: dict[str, Any]) -> None:
+        """All of CONFIG in which no two machines of this shape differ."""
+        try:
+            failures = self._stand_up(wish)
+            failures += boot.load_modules("modules.late", root_fd=self._initrd_fd)
+        except (OSError, boot.BootError) as error:
+            self._refuse(0, GuestFailed(f"the guest could not be prepared: {error}"))
+            return
+        self._late_loaded = True
+        body = {"modules_failed": failures[:50]}
+        self.send(protocol.encode_json(protocol.PREPARED, 0, body))
+
     def _configure(self, config: dict[str, Any]) -> None:
         warnings: list[str] = []
         try:
-            if self._config is None:
-                self._system = config.get("mode") == "system"
-                if config.get("network"):
-                    warnings += boot.load_modules("modules.net", root_fd=self._initrd_fd)
-                if config.get("shares"):
-                    warnings += boot.load_modules("modules.share", root_fd=self._initrd_fd)
-                boot.enter_root(system=self._system)
+            if not self._standing:
+                warnings += self._stand_up(config)
             configure.apply(config, self._port.dial, warnings=warnings)
         except (OSError, boot.BootError, configure.ConfigError) as error:
             self._refuse(0, GuestFailed(f"the guest could not be configured: {error}"))
@@ -291,7 +314,8 @@ class Agent:
     def _open(self, number: int, request: dict[str, Any]) -> None:
         stream = protocol.stream_of(number, 0)
         try:
-            if self._config is None:
+            # A template warms up with a session of its own before it has an identity.
+            if not self._standing or (self._config is None and request.get("kind") != "exec"):
                 raise Unavailable("the guest is not configured yet")
             if number in self._sessions or number == 0:
                 raise InvalidInput(f"session {number} is already open")
@@ -320,7 +344,7 @@ class Agent:
             process = dict(request["process"])
             request["tty"] = bool(process.get("tty"))
             session.start(request, lambda: execute(process, make_cwd=kind == "payload"))
-            if kind == "payload":
+            if kind == "payload" and not self._late_loaded:
                 self._late_at = time.monotonic() + _LATE_MODULES_AFTER_S
         self._sessions[number] = session
 
@@ -350,8 +374,9 @@ class Agent:
         environment.setdefault("PATH", DEFAULT_PATH)
         environment.setdefault("TERM", "linux")
         path = find_executable(argv[0], environment["PATH"], "/")
-        # Before it starts: systemd looks for autofs once, at its very beginning.
-        boot.load_modules("modules.late", root_fd=self._initrd_fd)
+        if not self._late_loaded:
+            # Before it starts: systemd looks for autofs once, at its very beginning.
+            boot.load_modules("modules.late", root_fd=self._initrd_fd)
         init.prepare(path)
         reason = init.leave_to(path, argv, environment)
         if reason:

@@ -19,6 +19,7 @@ from twofold.linux.netconf import (
     configure_loopback,
     interface_by_mac,
     rename_interface,
+    set_hardware_address,
 )
 
 TYPE_CHECKING = False  # typing itself takes 50 ms to import in a guest
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     Dial = Callable[[int], int]
 
 _RNDADDENTROPY = 0x40085203
+_RNDRESEEDCRNG = 0x5207
 _LINK_DEADLINE_S = 15.0
 _SHARE_USER = "qemu"  # the one user of the jail, under which diod serves
 
@@ -77,24 +79,32 @@ def _set_identity(config: dict[str, Any], warnings: list[str]) -> None:
 
 
 def add_entropy(seed: bytes) -> None:
-    """Mix ``seed`` into the kernel's pool and count it."""
+    """Mix ``seed`` into the kernel's pool, count it, and have the generator take it up at once.
+
+    A fork begins with its template's generator: until it is reseeded both give the same bytes.
+    """
     fd = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
     try:
         request = struct.pack("=ii", len(seed) * 8, len(seed)) + seed
         fcntl.ioctl(fd, _RNDADDENTROPY, request)
+        fcntl.ioctl(fd, _RNDRESEEDCRNG)
     finally:
         os.close(fd)
 
 
 def _set_network(network: dict[str, Any]) -> None:
     wanted = network.get("interface") or "eth0"
+    # A fork's card still has the address of the template it was frozen with.
+    burned_in = network.get("burned_in_mac") or network["mac"]
     end = time.monotonic() + _LINK_DEADLINE_S
-    while (found := interface_by_mac(network["mac"])) is None:
+    while (found := interface_by_mac(burned_in)) is None:
         if time.monotonic() > end:
             present = ", ".join(sorted(os.listdir("/sys/class/net")))
-            raise ConfigError(f"no interface has the address {network['mac']} (have: {present})")
+            raise ConfigError(f"no interface has the address {burned_in} (have: {present})")
         time.sleep(0.01)
     try:
+        if burned_in != network["mac"]:
+            set_hardware_address(found, network["mac"])
         if found != wanted:
             rename_interface(found, wanted)
         configure_interface(

@@ -16,6 +16,9 @@ Order of a life: agent sends SYNC and HELLO; host CONFIG; agent CONFIGURED (or E
 host OPEN on ``4N``; agent OPENED or ERROR; DATA …; agent EXIT or ERROR, after the last DATA. A
 host that meets a guest which said HELLO long ago (a fork) sends an empty HELLO to hear it again.
 
+Before CONFIG the host may send PREPARE; the agent then does all that is the same for every machine
+of this shape and answers PREPARED (or ERROR). So a template is frozen; its forks get CONFIG.
+
 The parser refuses what it does not know. The guest is hostile: nothing here allocates more than
 a frame before its header was checked.
 """
@@ -47,6 +50,8 @@ EXIT = 13
 SHUTDOWN = 14
 PING = 15
 PONG = 16
+PREPARE = 17
+PREPARED = 18
 
 VERSION = 1
 HEADER = struct.Struct("!BII")
@@ -74,6 +79,8 @@ _JSON_LIMITS = {
     SHUTDOWN: 4096,
     PING: 4096,
     PONG: 4096,
+    PREPARE: 4096,
+    PREPARED: 65536,
 }
 _LIMITS = {**_JSON_LIMITS, DATA: DATA_LIMIT_BYTES, EOF: 0, CREDIT: 4, CLOSE: 0}
 

@@ -40,7 +40,11 @@ class Share:
 class MachineSpec:
     """``accelerator`` is ``tcg`` or ``kvm``: the caller asks the probe. ``mac`` empty: no NIC.
 
-    ``kernel_arguments`` are appended to the kernel's command line as ``key=value``.
+    ``kernel_arguments`` are appended to the kernel's command line as ``key=value``. ``birth`` is
+
+    ``boot``      its memory is its own
+    ``template``  its memory is the file ``{fd:ram}``, to be frozen and forked from
+    ``fork``      it wakes up as the template did: copy-on-write over ``{fd:ram}``
     """
 
     instance_id: str
@@ -53,6 +57,7 @@ class MachineSpec:
     mac: str = ""
     shares: tuple[Share, ...] = ()
     kernel_arguments: dict[str, str] = field(default_factory=dict)
+    birth: str = "boot"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +78,7 @@ def build(spec: MachineSpec) -> Machine:
         *_confinement(spec),
         *_processor_and_memory(spec, profile),
         *_control(),
+        *_birth(spec),
         *_disk_backends(),
         *profile.console(),
         *profile.agent(tuple(share.tag for share in spec.shares)),
@@ -153,10 +159,31 @@ def _processor_and_memory(spec: MachineSpec, profile: profiles.Profile) -> list[
         *("-cpu", "host" if kvm else profiles.TCG_CPU),
         *("-smp", f"{spec.vcpus},sockets=1,cores={spec.vcpus},threads=1"),
         *("-m", f"{memory_mib}M"),
-        # Never merged with another guest's equal pages: write timing would tell what those hold.
-        *("-object", f"memory-backend-ram,id=ram,size={memory_mib}M,merge=off"),
+        *("-object", _memory(spec.birth, memory_mib)),
         *("-rtc", "base=utc"),
     ]
+
+
+def _memory(birth: str, memory_mib: int) -> str:
+    # Never merged with another guest's equal pages: write timing would tell what those hold.
+    size = f"id=ram,size={memory_mib}M,merge=off"
+    if birth == "boot":
+        return f"memory-backend-ram,{size}"
+    # Opened by this path for reading and writing: a template is a sealed memfd, which lets a fork
+    # open it so and still lets nobody write to it.
+    share = "on" if birth == "template" else "off"
+    return f"memory-backend-file,{size},share={share},mem-path=/proc/self/fd/{{fd:ram}}"
+
+
+def _birth(spec: MachineSpec) -> list[str]:
+    """What the monitor itself needs to freeze a machine or to wake one up."""
+    if spec.birth == "boot":
+        return []
+    own_control = [
+        *("-chardev", "socket,id=inner,fd={fd:inner}"),
+        *("-mon", "chardev=inner,mode=control"),
+    ]
+    return own_control + (["-incoming", "defer"] if spec.birth == "fork" else [])
 
 
 def _control() -> list[str]:
@@ -185,6 +212,8 @@ def _disk_backends() -> list[str]:
 
 
 def _check(spec: MachineSpec) -> None:
+    if spec.birth not in ("boot", "template", "fork"):
+        raise InvalidInput(f"birth {spec.birth!r} is none of boot, template, fork")
     if spec.accelerator not in ("tcg", "kvm"):
         raise InvalidInput(f"accelerator {spec.accelerator!r} is neither tcg nor kvm")
     if not 1 <= spec.vcpus <= 255:

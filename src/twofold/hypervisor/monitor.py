@@ -9,6 +9,7 @@ Exit status: the payload's own; 128+N when it died of signal N; 0 when a system 
 125 when Twofold or the guest failed (the reason went to ``status``, or to stderr after the start).
 """
 
+import json
 import os
 import select
 import signal
@@ -19,6 +20,7 @@ from typing import Any
 from twofold.errors import GuestFailed, InvalidInput, TwofoldError, Unavailable
 from twofold.guest import protocol
 from twofold.hypervisor import monitor_shares
+from twofold.hypervisor.monitor_birth import Freezer, InnerControl, wake
 from twofold.hypervisor.monitor_clients import Clients, close_all, receive, signal_number
 from twofold.hypervisor.monitor_console import Console
 from twofold.hypervisor.monitor_link import Link, LinkClosedError
@@ -107,6 +109,8 @@ class Monitor(Watcher):
         self._payload: GuestProcess | None = None
         self._link_failure = ""
         self._qemu: Qemu | None = None
+        self._birth = str(vm.get("birth") or "boot")
+        self._freezer: Freezer | None = None
 
     # -- start ------------------------------------------------------------------------------
 
@@ -117,16 +121,22 @@ class Monitor(Watcher):
         stderr_read, stderr_write = os.pipe()
         self._console = Console(self.loop, serial, stderr_read, fds.get("console", -1))
         self._watch_signals()
-        given = {**fds, "agent": agent_theirs.fileno(), "serial": serial_theirs.fileno()}
+        inner, inner_theirs = pair()
+        given = {
+            **fds,
+            "agent": agent_theirs.fileno(),
+            "serial": serial_theirs.fileno(),
+            "inner": inner_theirs.fileno(),
+        }
         argv = list(self._vm["argv"])
         monitor_shares.start(argv, given, folder=_SHARES, stderr_fd=stderr_write)
         self._qemu = Qemu(argv, given, stderr_fd=stderr_write)
         os.close(stderr_write)
         for name, fd in given.items():
-            if name not in ("console", "agent", "serial"):
+            if name not in ("console", "agent", "serial", "inner", "state"):
                 os.close(fd)
-        agent_theirs.close()
-        serial_theirs.close()
+        for theirs in (agent_theirs, serial_theirs, inner_theirs):
+            theirs.close()
         self._link = Link(agent, wake=self.loop.wake)
         self._ready_deadline = time.monotonic() + float(self._vm.get("ready_timeout_s") or 120.0)
         if self._system:
@@ -136,6 +146,32 @@ class Monitor(Watcher):
         self._status.setblocking(False)
         self.loop.watch(self._status.fileno(), self._read_status)
         self._clients = Clients(self._control, self.loop, self)
+        self._begin_life(inner, fds.get("state", -1))
+
+    def _begin_life(self, inner: socket.socket, state_fd: int) -> None:
+        if self._birth == "boot":
+            inner.close()
+            return
+        control = InnerControl(inner, self.loop, self._qemu_says, self._guest_failed)
+        if self._birth == "template":
+            self._freezer = Freezer(
+                self._guest, link=self._link, loop=self.loop, control=control, state_fd=state_fd
+            )
+            return
+        wake(control, state_fd)
+        # Its agent said HELLO to the template's monitor; what we send waits until it wakes up.
+        self._facts = self._link.greeted(json.dumps(self._vm.get("facts")).encode())
+        self._send_config()
+
+    def _qemu_says(self, event: str, data: dict[str, Any]) -> None:
+        if event == "MIGRATION" and data.get("status") == "failed":
+            what = "frozen" if self._freezer else "woken up"
+            self._guest_failed(f"QEMU's state could not be {what}")
+        elif event == "MIGRATION" and data.get("status") == "completed" and self._freezer:
+            assert self._qemu is not None
+            self._exit_code = 0
+            self._qemu.kill()  # all of it is in its two files and on its disk
+            self._freezer = None
 
     def _watch_signals(self) -> None:
         read, write = os.pipe()
@@ -229,14 +265,19 @@ class Monitor(Watcher):
             return
         if not self._facts:
             raise protocol.ProtocolError("a session before the hello")
-        session = self._sessions.get(number)
+        session = self._freezer.session if self._freezer else self._sessions.get(number)
         if session is not None:
             session.handle(kind, channel, body)
 
     def _handle_link(self, kind: int, body: protocol.Body) -> None:
         if kind == protocol.HELLO and not self._facts:
             self._facts = self._link.greeted(body)
-            self._send_config()
+            if self._freezer:
+                self._freezer.prepare()
+            else:
+                self._send_config()
+        elif kind == protocol.PREPARED and self._freezer:
+            self._freezer.warm_up()
         elif kind == protocol.CONFIGURED:
             words = protocol.decode_json(body).get("warnings")
             self._warnings = [printable(str(word))[:500] for word in words] if words else []
@@ -353,6 +394,8 @@ class Monitor(Watcher):
         status = self._qemu.reap()
         self._kill_deadline = 0.0
         self._console.finish()
+        if self._birth == "template" and self._exit_code == 0:
+            self._tell({"ready": True, "facts": self._facts, "warnings": []})
         if self._exit_code is None and not self._ready:
             last = self._console.errors.last_lines(1)
             what = f"qemu ended before the guest was ready ({self._qemu.describe_end()})"

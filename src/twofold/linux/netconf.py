@@ -20,9 +20,11 @@ _SIOCSIFADDR = 0x8916
 _SIOCSIFNETMASK = 0x891C
 _SIOCSIFMTU = 0x8922
 _SIOCSIFNAME = 0x8923
+_SIOCSIFHWADDR = 0x8924
 _IFF_UP = 1
 _RTF_UP = 1
 _RTF_GATEWAY = 2
+_ARPHRD_ETHER = 1
 
 
 def configure_loopback() -> None:
@@ -71,6 +73,14 @@ def rename_interface(old: str, new: str) -> None:
     with _Control() as sock:
         body = new.encode().ljust(24, b"\0")
         _ioctl(sock, _SIOCSIFNAME, _request(old, body), old)
+
+
+def set_hardware_address(name: str, mac: str) -> None:
+    """Give a link that is down another MAC address."""
+    packed = bytes.fromhex(mac.replace(":", ""))
+    with _Control() as sock:
+        body = struct.pack("=H", _ARPHRD_ETHER) + packed
+        _ioctl(sock, _SIOCSIFHWADDR, _request(name, body), name)
 
 
 class _Control:

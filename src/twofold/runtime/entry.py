@@ -50,8 +50,10 @@ class Entry:
         loop.watch(sandbox.pidfd, READ, self._died)
 
     @classmethod
-    def make(cls, loop: Loop, host: Host, plan: SandboxPlan) -> "Entry":
-        return cls(loop, host, Sandbox.create(plan, host))
+    def make(
+        cls, loop: Loop, host: Host, plan: SandboxPlan, given: tuple[int, ...] = ()
+    ) -> "Entry":
+        return cls(loop, host, Sandbox.create(plan, host, given))
 
     def describe(self) -> dict[str, Any]:
         """The entry as ``hello`` and the exit event show it."""

@@ -146,14 +146,14 @@ class Keeper:
             }
         )
 
-    def _create(self, message: dict[str, Any], _fds: list[int], reply: Reply) -> None:
+    def _create(self, message: dict[str, Any], fds: list[int], reply: Reply) -> None:
         sandbox_plan = plan.from_dict(message["plan"])
         existing = self._entries.get(sandbox_plan.instance_id)
         if existing is not None and existing.state != "ended":
             raise Conflict(f"instance {sandbox_plan.instance_id} exists in the keeper already")
         if existing is not None:
             existing.forget()
-        entry = Entry.make(self._loop, self._host, sandbox_plan)
+        entry = Entry.make(self._loop, self._host, sandbox_plan, tuple(fds))
         self._entries[sandbox_plan.instance_id] = entry
         entry.on_ended = self._ended
 

@@ -13,6 +13,7 @@ one socket pair. Everything both say:
                               end of stream: the payload was exec'd   (container)
 """
 
+import fcntl
 import os
 import signal
 import socket
@@ -64,8 +65,11 @@ class Sandbox:
     warnings: list[str] = field(default_factory=list)
 
     @classmethod
-    def create(cls, plan: SandboxPlan, host: Host) -> "Sandbox":
-        """Clone the first process and hand it its mounts; it answers ``created`` on ``sync``."""
+    def create(cls, plan: SandboxPlan, host: Host, given: tuple[int, ...] = ()) -> "Sandbox":
+        """Clone the first process and hand it its mounts; it answers ``created`` on ``sync``.
+
+        ``given`` are the descriptors that ``plan.vm.given`` names; they stay the caller's.
+        """
         group = Group(host.hierarchies, plan.cgroup.path)
         warnings = group.create(plan.cgroup)
         opened: dict[str, int] = {}
@@ -73,7 +77,7 @@ class Sandbox:
         pid = pidfd = -1
         try:
             if plan.vm is not None:
-                opened = _open_for_vm(plan)
+                opened = _open_for_vm(plan, given)
             pid, pidfd = process.clone(NAMESPACES)
             if pid == 0:
                 ours.close()
@@ -139,10 +143,15 @@ def _set_oom_score(pid: int, value: int) -> None:
         pass  # lowering needs CAP_SYS_RESOURCE; the default is then as good as it gets
 
 
-def _open_for_vm(plan: SandboxPlan) -> dict[str, int]:
+def _open_for_vm(plan: SandboxPlan, given: tuple[int, ...]) -> dict[str, int]:
     """Everything the jailed QEMU is given by descriptor, opened with the keeper's rights."""
     assert plan.vm is not None
-    opened: dict[str, int] = {}
+    if len(given) != len(plan.vm.given):
+        raise RuntimeFailed(f"{len(given)} descriptors came, {len(plan.vm.given)} are named")
+    opened = {
+        name: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        for name, fd in zip(plan.vm.given, given, strict=True)
+    }
     flags = {"r": os.O_RDONLY, "rw": os.O_RDWR, "append": os.O_RDWR | os.O_CREAT | os.O_APPEND}
     try:
         for item in plan.vm.open_files:
