@@ -1,0 +1,264 @@
+"""Build a container's root from a plan and make it ``/``: the container's half of the mounts.
+
+Three steps, between which the caller does what must happen there:
+
+    build    root attached, mounts, devices, links     (then hooks that run before the pivot)
+    enter    pivot_root, or move and chroot, or chroot alone          (then sysctls, console)
+    seal     masked and read-only paths, read-only mounts, read-only root
+
+Everything is put in place by descriptor; targets are resolved inside the root (``openat2``), so a
+symlink in an image or a shared volume leads nowhere else. This module decides nothing: the plan
+says what. ``prepare`` (in ``mount_sources``) is the runtime's half and comes first.
+"""
+
+from __future__ import annotations
+
+import os
+
+from twofold.errors import RuntimeFailed, TwofoldError
+from twofold.linux import mount as lm
+from twofold.record import dataclass, field
+from twofold.runtime import copy_up, covers, devices, mount_cgroup, mount_sources, mount_targets
+from twofold.runtime.mount_plan import CgroupView, Device, FilesystemPlan, Mount, Options
+from twofold.runtime.mount_sources import Prepared as Prepared
+from twofold.runtime.mount_sources import prepare as prepare
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Their superblock is the kernel's or must be writable first: read-only is a matter of the mount.
+_READ_ONLY_BY_MOUNT = mount_targets.KERNEL_KINDS | {"tmpfs", "ramfs"}
+
+
+@dataclass(kw_only=True)
+class Built:
+    """A root that is being furnished. ``root_fd`` stays good before and after ``enter``."""
+
+    root_fd: int
+    over_root: bool = False  # attached over the old root, not where the host keeps it
+    covers: covers.Covers | None = None
+    readonly_later: list[int] = field(default_factory=list)
+
+    def close(self) -> None:
+        for fd in (self.root_fd, *self.readonly_later):
+            os.close(fd)
+        if self.covers is not None:
+            self.covers.close()
+
+
+def build(plan: FilesystemPlan, prepared: Prepared, *, cgroups: CgroupView | None = None) -> Built:
+    """Put everything in place below the root; closes ``prepared``. The pivot is still to come."""
+    if not plan.mount_namespace:
+        built = Built(root_fd=os.dup(prepared.root_fd))
+        prepared.close()
+        return built
+    lm.mount("", "/", flags=lm.MS_REC | lm.MS_SLAVE)
+    built = Built(root_fd=os.dup(prepared.root_fd))
+    umask = os.umask(0)
+    try:
+        built.over_root = _attach_root(plan.root, built.root_fd)
+        for index, mount in enumerate(plan.mounts):
+            _in_words(
+                mount.name, mount.target, _place, built, plan, mount, index, prepared, cgroups
+            )
+        _furnish_dev(built, plan, prepared)
+        if plan.masked_paths:
+            built.covers = covers.Covers(covers.open_null())
+    except BaseException:
+        built.close()
+        raise
+    finally:
+        os.umask(umask)
+        prepared.close()
+    return built
+
+
+def _attach_root(path: str, root_fd: int) -> bool:
+    """Attach where the host keeps it, which is where hooks look for it; else over the old root.
+
+    Returns whether it was the latter.
+    """
+    over_root = False
+    try:
+        target = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:  # root of a user namespace may not pass there
+        target = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        over_root = True
+    try:
+        lm.move_mount(root_fd, target)
+    finally:
+        os.close(target)
+    return over_root
+
+
+def _place(
+    built: Built,
+    plan: FilesystemPlan,
+    mount: Mount,
+    index: int,
+    prepared: Prepared,
+    cgroups: CgroupView | None,
+) -> None:
+    options = mount.options
+    source_fd = prepared.binds.get(index, -1)
+    change = not options.bind and not mount.kind
+    target = mount_targets.open_target(
+        built.root_fd,
+        mount.target,
+        kind=mount.kind if not options.bind else "",
+        source_fd=source_fd,
+        make=not change and not options.remount,
+    )
+    try:
+        if change or options.remount:
+            fd = _change(mount, target)
+        elif options.bind:
+            fd = os.dup(source_fd)
+            lm.move_mount(fd, target)
+        elif index in prepared.cgroups and cgroups is not None:
+            fd = mount_cgroup.place(mount, target, cgroups, prepared.cgroups[index])
+        else:
+            fd = _new(built, mount, target)
+    finally:
+        os.close(target)
+    try:
+        for flag, recursive in options.propagation:
+            lm.set_attributes(fd, 0, propagation=flag, recursive=recursive)
+    finally:
+        os.close(fd)
+
+
+def _change(mount: Mount, target: int) -> int:
+    """``remount`` or propagation of what is mounted at the target already."""
+    options = mount.options
+    fd = os.dup(target)
+    try:
+        if options.remount and not options.bind and (options.superblock or options.data):
+            lm.reconfigure(fd, _own_options(mount.kind, options))
+        mount_sources.change_attributes(fd, mount, keep_locked=False)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _new(built: Built, mount: Mount, target: int) -> int:
+    """A new file system on the target."""
+    options = mount.options
+    attributes = (options.recursive_attributes & ~options.clear) | options.attributes
+    # Later mounts and the devices need places made in it first.
+    later = options.read_only and (
+        mount.kind == "tmpfs" or mount_targets.normal(mount.target) == "/dev"
+    )
+    if later:
+        attributes &= ~lm.ATTR_RDONLY
+    own = {"source": mount.source or mount.kind, **_own_options(mount.kind, options)}
+    if mount.kind == "tmpfs" and "mode" not in own:
+        own["mode"] = f"{os.fstat(target).st_mode & 0o7777:04o}"
+    fd = lm.new_filesystem(mount.kind, own, attributes=attributes)
+    try:
+        if options.copy_up:
+            copy_up.fill(target, fd)
+        lm.move_mount(fd, target)
+        if later:
+            built.readonly_later.append(os.dup(fd))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _own_options(kind: str, options: Options) -> dict[str, str | None]:
+    """The file system's own options, and those of every superblock."""
+    own: dict[str, str | None] = {}
+    for word in options.data:
+        key, separator, value = word.partition("=")
+        own[key] = value if separator else None
+    for word in options.superblock:
+        own[word] = None
+    if kind not in _READ_ONLY_BY_MOUNT and options.read_only:
+        own["ro"] = None
+    return own
+
+
+def _furnish_dev(built: Built, plan: FilesystemPlan, prepared: Prepared) -> None:
+    """Default devices and links, then the document's; nothing where ``/dev`` is the host's."""
+    if any(mount_targets.normal(m.target) == "/dev" and m.options.bind for m in plan.mounts):
+        return
+    dev_fd = devices.open_dev(built.root_fd)
+    try:
+        if plan.user_namespace:
+            devices.show_defaults(dev_fd)
+        devices.make_links(dev_fd)
+    finally:
+        os.close(dev_fd)
+    made = {device.path for device in plan.devices}
+    if not plan.user_namespace:
+        for name, (major, minor) in devices.DEFAULTS.items():
+            device = Device(
+                name="linux.devices", path=f"/dev/{name}", kind="c", major=major, minor=minor
+            )
+            if device.path not in made:
+                devices.make(built.root_fd, device)
+    for index, device in enumerate(plan.devices):
+        if device.path != "/dev/ptmx":  # a link to the container's own devpts, always
+            host_fd = prepared.devices.get(index, -1)
+            _in_words(device.name, device.path, devices.make, built.root_fd, device, host_fd)
+
+
+def enter(plan: FilesystemPlan, built: Built, *, pivot: bool = True) -> None:
+    """Make the root ``/`` of this process and, by pivot_root(2), of its mount namespace.
+
+    Without ``pivot`` it is moved over the old root and entered by chroot(2): for hosts that run
+    from an initial ramdisk, whose root cannot be pivoted away.
+    """
+    os.fchdir(built.root_fd)
+    if not plan.mount_namespace:
+        os.chroot(".")
+    elif pivot:
+        lm.pivot_root(".", ".")
+        lm.umount(".")
+    else:
+        if not built.over_root:
+            _move_over_root(built.root_fd)
+        os.chroot(".")
+    os.chdir("/")
+    flag, recursive = plan.propagation
+    if flag and plan.mount_namespace:
+        lm.set_attributes(built.root_fd, 0, propagation=flag, recursive=recursive)
+
+
+def _move_over_root(root_fd: int) -> None:
+    old_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        lm.move_mount(root_fd, old_root)
+    finally:
+        os.close(old_root)
+
+
+def seal(plan: FilesystemPlan, built: Built) -> None:
+    """Hide and write-protect; the last step, after sysctls were written. Closes ``built``."""
+    try:
+        for path in plan.masked_paths:
+            if built.covers is not None:
+                _in_words("linux.maskedPaths", path, built.covers.mask, built.root_fd, path)
+        for path in plan.readonly_paths:
+            _in_words("linux.readonlyPaths", path, covers.make_readonly, built.root_fd, path)
+        for fd in built.readonly_later:
+            lm.set_attributes(fd, lm.ATTR_RDONLY)
+        if plan.read_only:
+            lm.set_attributes(built.root_fd, lm.ATTR_RDONLY)
+    finally:
+        built.close()
+
+
+def _in_words(name: str, path: str, step: Callable[..., None], *arguments: object) -> None:
+    """Run ``step``; a failure of the kernel becomes a sentence that names the entry."""
+    try:
+        step(*arguments)
+    except TwofoldError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RuntimeFailed(f"{name}: {path!r} cannot be set up: {reason}") from error

@@ -1,0 +1,154 @@
+"""Runs a probe inside a root that ``runtime/mounting`` built, without the rest of a runtime.
+
+``run(config, probe)`` makes the namespaces, prepares, builds, enters and seals as an OCI runtime
+does, then calls ``probe`` in there and brings back what it returned (JSON).
+"""
+
+import json
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from twofold.errors import TwofoldError, from_dict
+from twofold.linux import process
+from twofold.oci import document, mounts
+from twofold.runtime import idmap, mounting
+from twofold.runtime.mount_plan import CgroupView
+
+RANGE = 2_000_000  # first host id of the user namespaces here
+Probe = Callable[[], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    userns: bool = False
+    mountns: bool = True
+    cgroupns: bool = False
+    pivot: bool = True
+    cgroups: CgroupView | None = None
+    before_build: Callable[[int], None] | None = None  # in the runtime, given the child's pid
+
+
+def run(config: dict[str, Any], bundle: str, probe: Probe, **chosen: Any) -> Any:
+    """What ``probe`` returned; raises the TwofoldError that the runtime would report."""
+    options = Options(**chosen)
+    plan = mounts.parse(
+        document.parse(json.dumps(config).encode(), "config.json"),
+        bundle=bundle,
+        mount_namespace=options.mountns,
+        user_namespace=options.userns,
+        cgroup_namespace=options.cgroupns,
+    )
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    flags = process.CLONE_NEWPID
+    if options.mountns:
+        flags |= process.CLONE_NEWNS | process.CLONE_NEWNET | process.CLONE_NEWIPC
+    if options.userns:
+        flags |= process.CLONE_NEWUSER
+    pid, pidfd = process.clone(flags)
+    if pid == 0:
+        ours.close()
+        _inside(theirs, plan, options, probe)
+    theirs.close()
+    os.close(pidfd)
+    try:
+        return _outside(ours, pid, plan, options)
+    finally:
+        ours.close()
+        os.waitpid(pid, 0)
+
+
+def _outside(sock: socket.socket, pid: int, plan: Any, options: Options) -> Any:
+    userns_fd = -1
+    if options.userns:
+        idmap.write_maps(pid, RANGE)
+        userns_fd = idmap.open_user_namespace(pid)
+    try:
+        prepared = mounting.prepare(plan, userns_fd=userns_fd, cgroups=options.cgroups)
+    finally:
+        if userns_fd >= 0:
+            os.close(userns_fd)
+    if options.before_build is not None:
+        options.before_build(pid)
+    socket.send_fds(sock, [json.dumps(prepared.layout()).encode()], prepared.descriptors())
+    prepared.close()
+    with sock.makefile("rb") as stream:
+        answer = json.loads(stream.read() or b'{"error": {"message": "died without a word"}}')
+    if "error" in answer:
+        raise from_dict(answer["error"])
+    return answer["result"]
+
+
+def _inside(sock: socket.socket, plan: Any, options: Options, probe: Probe) -> None:
+    answer: dict[str, Any] = {}
+    try:
+        data, fds, _, _ = socket.recv_fds(sock, 1 << 20, 250)
+        if not data:
+            os._exit(1)
+        if options.userns:
+            os.setgroups([])
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+        if options.cgroupns:
+            process.unshare(process.CLONE_NEWCGROUP)
+        prepared = mounting.Prepared.received(json.loads(data), fds)
+        built = mounting.build(plan, prepared, cgroups=options.cgroups)
+        mounting.enter(plan, built, pivot=options.pivot)
+        mounting.seal(plan, built)
+        answer["result"] = probe()
+    except TwofoldError as error:
+        answer["error"] = error.to_dict()
+    except BaseException:
+        answer["error"] = {"message": traceback.format_exc()}
+    finally:
+        sock.sendall(json.dumps(answer).encode())
+        os._exit(0)
+
+
+# Probes' words
+
+
+def mountinfo() -> dict[str, dict[str, Any]]:
+    """Target → facts of the mount on top there."""
+    found = {}
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        for line in file:
+            left, _, right = line.rstrip("\n").partition(" - ")
+            fields = left.split(" ")
+            kind, source, superblock = right.split(" ", 2)
+            found[fields[4]] = {
+                "kind": kind,
+                "source": source,
+                "root": fields[3],
+                "flags": fields[5].split(","),
+                "propagation": fields[6:],
+                "superblock": superblock.split(","),
+            }
+    return found
+
+
+def a_root(directory: str) -> str:
+    """A bundle with an empty root: kernel file systems are all that a probe needs."""
+    os.makedirs(f"{directory}/rootfs")
+    for name in ("proc", "sys", "dev", "tmp", "etc"):
+        os.mkdir(f"{directory}/rootfs/{name}")
+    return directory
+
+
+def a_config(*more: dict[str, Any], **linux: Any) -> dict[str, Any]:
+    """A document with /proc, /sys and /dev as every engine asks for them, and ``more`` mounts."""
+    quiet = ["nosuid", "noexec", "nodev"]
+    return {
+        "ociVersion": "1.2.0",
+        "root": {"path": "rootfs"},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid"]},
+            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*quiet, "ro"]},
+            *more,
+        ],
+        "linux": linux,
+    }
