@@ -48,3 +48,8 @@ def _takes(flag: int) -> bool:
     except OSError as error:
         return error.errno == errno.EFAULT
     return True
+
+
+def copy_descriptor(pidfd: int, number: int) -> int:
+    """pidfd_getfd(2): a copy, close-on-exec, of a descriptor of another process."""
+    return syscall("pidfd_getfd", pidfd, number, 0)

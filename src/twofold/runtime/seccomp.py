@@ -1,15 +1,17 @@
-"""Seccomp profiles: which system calls a payload may make, compiled once and cached.
+"""Twofold's own seccomp profiles: which system calls a payload may make.
 
-The default profile is an allow-list: everything else fails with EPERM, ``clone3`` with ENOSYS so
-that libc falls back to ``clone``, whose namespace flags are refused. Only the native ABI is
-allowed: i386 and x32 calls would go around the rules on socket families. Compiled by libseccomp.
-``docs/explanation/security.md`` gives the reasons.
+The default profile is an allow-list: everything else fails with EPERM, what is newer than the list
+with ENOSYS, and so does ``clone3``: libc then falls back to ``clone``, whose namespace flags are
+refused. Only the native ABI is allowed: i386 and x32 calls would go around the rules on socket
+families. ``docs/explanation/security.md`` gives the reasons.
 """
 
 import errno
-import hashlib
 import os
-import platform
+
+from twofold.runtime import seccomp_compile
+from twofold.runtime import seccomp_rules as rules
+from twofold.runtime.seccomp_rules import Condition, Rule, Seccomp
 
 _ALWAYS = """
 accept accept4 access adjtimex alarm arch_prctl bind brk cachestat capget capset chdir chmod chown
@@ -65,59 +67,34 @@ _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 PROFILES = ("default", "system", "qemu")
 
 
-def load(profile: str, cache_dir: str) -> bytes:
+def load(name: str, cache_dir: str) -> bytes:
     """The BPF program of a profile, from the cache or compiled (and cached) now."""
-    source = f"{_ALWAYS}|{_SYSTEM}|{sorted(_QEMU_REFUSED)}|{_AF_ALLOWED}|3"
-    key = hashlib.sha256(source.encode()).hexdigest()[:16]
-    path = os.path.join(cache_dir, f"seccomp-{profile}-{platform.machine()}-{key}.bpf")
-    try:
-        with open(path, "rb") as file:
-            program = file.read()
-            if program and len(program) % 8 == 0:
-                return program
-    except FileNotFoundError:
-        pass
-    os.makedirs(cache_dir, mode=0o700, exist_ok=True)
-    temporary = f"{path}.{os.getpid()}"
-    with open(temporary, "wb") as file:
-        _compile(profile, file.fileno())
-    os.replace(temporary, path)
-    with open(path, "rb") as file:
-        return file.read()
+    return seccomp_compile.compile(profile(name), os.path.join(cache_dir, "seccomp"))
 
 
-def _compile(profile: str, fd: int) -> None:
-    """Write the BPF program of ``profile`` to ``fd``."""
-    # Imported here: the keeper compiles in a child, so that neither this module nor libseccomp
-    # stays in the memory that every sandbox is forked from.
-    import pyseccomp
-
-    refuse = pyseccomp.ERRNO(errno.EPERM)
-    rules = pyseccomp.SyscallFilter(defaction=refuse)
-    rules.set_attr(pyseccomp.Attr.ACT_BADARCH, refuse)
+def profile(name: str) -> Seccomp:
+    """One of PROFILES as rules. Pure."""
+    refuse = rules.ERRNO | errno.EPERM
     names = set(_ALWAYS.split()) - {"clone"}
-    if profile == "system":
+    special = [Rule(names=("clone3",), action=rules.ERRNO | errno.ENOSYS), *_by_argument()]
+    if name == "system":
         names |= set(_SYSTEM.split()) | {"clone", "socket", "personality"}
-    if profile == "qemu":
+        special = []
+    if name == "qemu":
         names -= _QEMU_REFUSED
-    for name in sorted(names):
-        _allow(rules, pyseccomp, name)
-    if profile != "system":
-        masked = pyseccomp.Arg(0, pyseccomp.MASKED_EQ, _NAMESPACE_FLAGS, 0)
-        rules.add_rule(pyseccomp.ALLOW, "clone", masked)
-        rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
-        for family in _AF_ALLOWED:
-            equal = pyseccomp.Arg(0, pyseccomp.EQ, family)
-            rules.add_rule(pyseccomp.ALLOW, "socket", equal)
-        for value in _PERSONALITIES:
-            equal = pyseccomp.Arg(0, pyseccomp.EQ, value)
-            rules.add_rule(pyseccomp.ALLOW, "personality", equal)
-    rules.export_bpf(os.fdopen(os.dup(fd), "wb"))
+    return Seccomp(
+        default_action=refuse,
+        bad_architecture=refuse,
+        rules=(Rule(names=tuple(sorted(names)), action=rules.ALLOW), *special),
+    )
 
 
-def _allow(rules: object, pyseccomp: object, name: str) -> None:
-    """Allow ``name``; one that this libseccomp or architecture does not know is left refused."""
-    try:
-        rules.add_rule(pyseccomp.ALLOW, name)  # type: ignore[attr-defined]
-    except (ValueError, OSError):
-        pass
+def _by_argument() -> list[Rule]:
+    """Calls that are allowed for some values of their first argument."""
+    masked = Condition(argument=0, operator="SCMP_CMP_MASKED_EQ", value=_NAMESPACE_FLAGS)
+    found = [Rule(names=("clone",), action=rules.ALLOW, conditions=(masked,))]
+    for call, values in (("socket", _AF_ALLOWED), ("personality", _PERSONALITIES)):
+        for value in values:
+            equal = Condition(argument=0, operator="SCMP_CMP_EQ", value=value)
+            found.append(Rule(names=(call,), action=rules.ALLOW, conditions=(equal,)))
+    return found
