@@ -142,6 +142,10 @@ class FakeKeeper:
         self._get(fields)["state"] = "running"
         return {"ok": True}
 
+    def _update(self, fields: dict[str, Any]) -> dict[str, Any]:
+        self._get(fields).setdefault("limits", {}).update(fields["limits"])
+        return {"ok": True, "warnings": []}
+
     def _release(self, fields: dict[str, Any]) -> dict[str, Any]:
         sandbox = self.sandboxes.get(fields["id"])
         if sandbox is not None and sandbox["state"] != "ended":
@@ -239,6 +243,10 @@ class FakeImages:
 
 
 class FakeMachines:
+    def __init__(self) -> None:
+        self.errands: list[tuple[str, dict[str, Any]]] = []
+        self.answers: dict[str, Any] = {}
+
     async def parts(self, operation: Operation) -> MachineParts:
         return MachineParts(
             jail="/cache/jail",
@@ -257,6 +265,10 @@ class FakeMachines:
 
     async def resume(self, run_dir: str) -> None:
         return None
+
+    async def errand(self, run_dir: str, what: str, **words: Any) -> Any:
+        self.errands.append((what, words))
+        return self.answers.get(what, {})
 
 
 class UnprivilegedWall(ContainerWall):
@@ -281,6 +293,7 @@ class FakeHouse:
         self.store = FakeStore(self.failing)
         self.keeper = FakeKeeper(self.failing)
         self.networks = FakeNetworks(self.failing)
+        self.machines = FakeMachines()
         self.images = FakeImages(self.failing, str(root / "layer"))
         self.scope = TaskScope()
         self.operations = Operations(self.scope)
@@ -293,7 +306,7 @@ class FakeHouse:
             keeper=self.keeper,
             images=self.images,
             networks=self.networks,
-            machines=FakeMachines(),
+            machines=self.machines,
             scope=self.scope,
             ranges=Ranges(),
         )

@@ -207,6 +207,19 @@ def count(text: str) -> int:
     return int(text)
 
 
+def restart_policy(text: str) -> str:
+    name, colon, number = text.partition(":")
+    if colon:
+        known = name == "on-failure" and number.isascii() and number.isdigit()
+    else:
+        known = name in ("no", "always", "unless-stopped", "on-failure")
+    if not known:
+        raise argparse.ArgumentTypeError(
+            f"restart policy {text!r} is not known: no, always, unless-stopped, on-failure[:N]"
+        )
+    return text
+
+
 def seconds(text: str) -> float:
     number = _decimal(text)
     if number is None:

@@ -90,6 +90,16 @@ def human_size(size_bytes: int | None) -> str:
     return f"{amount:.1f} TiB"
 
 
+def clock(elapsed_s: float) -> str:
+    """``0:07``, ``12:30``, ``3:05:00``, ``4d 03:00``: as in ps."""
+    minutes, whole_s = divmod(int(elapsed_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        days, hours = divmod(hours, 24)
+        return f"{days}d {hours:02}:{minutes:02}"
+    return f"{hours}:{minutes:02}:{whole_s:02}" if hours else f"{minutes}:{whole_s:02}"
+
+
 def parse_time(stamp: str) -> float:
     """Seconds since the epoch of an RFC 3339 UTC stamp, fractions included; ValueError if not."""
     base = stamp.rstrip("Z").partition("+")[0]

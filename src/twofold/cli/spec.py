@@ -78,6 +78,7 @@ def _add_process(parser: arguments.Parser) -> None:
     group.add_argument("--hostname", metavar="NAME", help="host name inside")
     group.add_argument(
         "--restart",
+        type=arguments.restart_policy,
         metavar="POLICY",
         help="no, always, unless-stopped, on-failure or on-failure:N",
     )
@@ -127,11 +128,6 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
         )
     if args.restart and args.rm and args.restart != "no":
         raise UsageError("--rm and --restart contradict each other", hint="leave one of them out")
-    if args.restart and not _is_restart_policy(args.restart):
-        raise UsageError(
-            f"restart policy {args.restart!r} is not known",
-            hint="one of: no, always, unless-stopped, on-failure, on-failure:N",
-        )
     said: dict[str, Any] = {
         "image": args.image,
         "name": args.name,
@@ -162,13 +158,6 @@ def _isolation(args: argparse.Namespace) -> str | None:
     if args.vm and args.isolation == "container":
         raise UsageError("--vm and --isolation container contradict each other")
     return "vm" if args.vm else args.isolation
-
-
-def _is_restart_policy(text: str) -> bool:
-    name, colon, number = text.partition(":")
-    if colon:
-        return name == "on-failure" and number.isascii() and number.isdigit()
-    return name in ("no", "always", "unless-stopped", "on-failure")
 
 
 def terminal_environment(env: list[str], term: str) -> list[str]:

@@ -324,7 +324,7 @@ class Agent:
             kind = request.get("kind")
             if kind == "init":
                 self._become_init(number, dict(request["process"]))
-            elif kind in ("exec", "payload", "archive"):
+            elif kind in ("exec", "payload", "archive", "errand"):
                 self._start(number, kind, request)
             else:
                 raise InvalidInput(f"session of unknown kind {kind!r}")
@@ -340,10 +340,13 @@ class Agent:
             keep = (self._initrd_fd,)
             session.start({}, lambda: self._archive(direction, path), keep=keep)
             session.announce()
+        elif kind == "errand":
+            session.start({}, lambda: self._errand(request), keep=(self._initrd_fd,))
+            session.announce()
         else:
             process = dict(request["process"])
             request["tty"] = bool(process.get("tty"))
-            session.start(request, lambda: execute(process, make_cwd=kind == "payload"))
+            session.start(request, lambda: self._become(process, make_cwd=kind == "payload"))
             if kind == "payload" and not self._late_loaded:
                 self._late_at = time.monotonic() + _LATE_MODULES_AFTER_S
         self._sessions[number] = session
@@ -351,15 +354,42 @@ class Agent:
     def _forget(self, number: int) -> None:
         self._sessions.pop(number, None)
 
-    def _archive(self, direction: str, path: str) -> None:
-        """In a child: back to the initrd for tarfile, then into the root again to work."""
+    def _become(self, process: dict[str, Any], *, make_cwd: bool) -> None:
+        """In a child: the payload, or a command beside it."""
+        if not self._system:
+            configure.enter_group()
+        execute(process, make_cwd=make_cwd)
+
+    def _step_out(self) -> Callable[[], None]:
+        """In a child: back to the initrd, for modules that booting can do without. Call what is
+        returned to be in the instance's root again."""
         new_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         os.fchdir(self._initrd_fd)
         os.chroot(".")
-        from twofold.guest.archive import tar_in, tar_out  # 100 ms that booting can do without
 
-        os.fchdir(new_root)
-        os.chroot(".")
+        def step_in() -> None:
+            os.fchdir(new_root)
+            os.chroot(".")
+
+        return step_in
+
+    def _errand(self, request: dict[str, Any]) -> None:
+        """In a child: something small that the host wants to know or to have done."""
+        step_in = self._step_out()
+        from twofold.guest import errand
+
+        step_in()
+        answer = errand.run(str(request.get("what")), dict(request.get("words") or {}))
+        data = memoryview(dumps(answer))
+        while data:
+            data = data[os.write(1, data) :]
+
+    def _archive(self, direction: str, path: str) -> None:
+        """In a child: carry a tar stream."""
+        step_in = self._step_out()
+        from twofold.guest.archive import tar_in, tar_out  # 100 ms: tarfile
+
+        step_in()
         if direction == "out":
             tar_out(path, 1)
         else:

@@ -12,7 +12,7 @@ import os
 import struct
 import time
 
-from twofold.guest.boot import MS_NODEV, MS_NOSUID, MS_RDONLY, write_text
+from twofold.guest.boot import MS_NODEV, MS_NOSUID, MS_RDONLY, read_text, write_text
 from twofold.linux.mount import mount
 from twofold.linux.netconf import (
     configure_interface,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 _LINK_DEADLINE_S = 15.0
+_GROUP = "/sys/fs/cgroup/twofold"
 _SHARE_USER = "qemu"  # the one user of the jail, under which diod serves
 
 
@@ -63,6 +64,43 @@ def apply(config: dict[str, Any], dial: Dial, *, warnings: list[str]) -> None:
             warnings.append(f"sysctl {name}={value}: {error.strerror}")
     for number, share in enumerate(config.get("shares") or []):
         _mount_share(share, number, dial)
+    if config.get("pids") is not None:
+        try:
+            limit_processes(config["pids"])
+        except OSError as error:
+            warnings.append(f"no limit on processes: {error}")
+
+
+def limit_processes(most: int | None) -> None:
+    """At most so many processes and threads beside the agent; None takes the limit away.
+
+    Those that run already move into the group. Raises OSError.
+    """
+    if not os.path.isdir(_GROUP):
+        if most is None:
+            return
+        write_text("/sys/fs/cgroup/cgroup.subtree_control", "+pids")
+        os.mkdir(_GROUP, 0o755)
+        _move_payload()
+    write_text(f"{_GROUP}/pids.max", "max" if most is None else str(most))
+
+
+def _move_payload() -> None:
+    for _ in range(2):  # once more for those who were born meanwhile
+        for pid in read_text("/sys/fs/cgroup/cgroup.procs").split():
+            if int(pid) not in (1, os.getpid()):
+                try:
+                    write_text(f"{_GROUP}/cgroup.procs", pid)
+                except OSError:
+                    pass  # it has ended, or is a thread of the kernel
+
+
+def enter_group() -> None:
+    """In a new process of the payload: join the limited group where there is one."""
+    try:
+        write_text(f"{_GROUP}/cgroup.procs", "0")
+    except OSError:
+        pass  # no limit was asked for, or the image keeps cgroups to itself
 
 
 def _set_identity(config: dict[str, Any], warnings: list[str]) -> None:

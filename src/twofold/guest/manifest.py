@@ -9,7 +9,7 @@ docs/contributing/guest-boot.md.
 
 AGENT_MODULE = "twofold.guest.agent"
 
-# archive is imported by the agent only when a copy is asked for; the others at start.
+# archive and errand are imported only when they are asked for; the others at start.
 AGENT_MODULES: tuple[str, ...] = (
     "twofold",
     "twofold.errors",
@@ -18,6 +18,7 @@ AGENT_MODULES: tuple[str, ...] = (
     "twofold.guest.archive",
     "twofold.guest.boot",
     "twofold.guest.configure",
+    "twofold.guest.errand",
     "twofold.guest.identity",
     "twofold.guest.init",
     "twofold.guest.jsontext",
@@ -31,5 +32,7 @@ AGENT_MODULES: tuple[str, ...] = (
     "twofold.linux.libc",
     "twofold.linux.mount",
     "twofold.linux.netconf",
+    "twofold.linux.openat2",
     "twofold.linux.process",
+    "twofold.linux.procfs",
 )

@@ -2,6 +2,7 @@
 
     {"op": "exec", "process", "tty", "rows", "cols"} + 3 descriptors, or with tty 1 stream socket
     {"op": "archive", "direction": "out" | "in", "path"} + 1 descriptor
+    {"op": "errand", "what", "words"} + 1 descriptor for its answer (guest/errand.py)
         answers: {"event": "started"}, then {"event": "exit", "exit_code"}
         or, with or without the first, {"event": "error", "error"}
     {"op": "signal", "signal"}, {"op": "resize", "rows", "cols"}
@@ -80,7 +81,7 @@ class Clients:
                 client.session.hang_up()
             self.gone(client)
             return
-        if request.get("op") not in ("exec", "archive"):
+        if request.get("op") not in ("exec", "archive", "errand"):
             close_all(fds)
             self._machine.steer(client.session, request)
             return
@@ -89,7 +90,7 @@ class Clients:
             if client.session is not None:
                 raise Conflict("this connection has a session already")
             stdio = _arrange(request, fds)
-            keys = ("process", "direction", "path", "rows", "cols")
+            keys = ("process", "direction", "path", "rows", "cols", "what", "words")
             opening = {key: request[key] for key in keys if key in request}
             opening["kind"] = request["op"]
             client.session = self._machine.open_session(client, opening, stdio)
@@ -147,6 +148,8 @@ def close_all(fds: list[int] | set[int]) -> None:
 
 def _arrange(request: dict[str, Any], fds: list[int]) -> tuple[int, int, int]:
     """Which descriptor serves which channel. Raises InvalidInput; takes over what it returns."""
+    if request["op"] == "errand" and len(fds) == 1:
+        return (-1, fds[0], -1)
     if request["op"] == "archive" and len(fds) == 1:
         return (fds[0], -1, -1) if request.get("direction") == "in" else (-1, fds[0], -1)
     if request["op"] == "exec" and request.get("tty") and len(fds) == 1:

@@ -81,6 +81,10 @@ class Machines(Protocol):
     async def pause(self, run_dir: str) -> None: ...
     async def resume(self, run_dir: str) -> None: ...
 
+    async def errand(self, run_dir: str, what: str, **words: Any) -> Any:
+        """Have the agent in a running guest do one small thing; its answer."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Collaborators:

@@ -5,8 +5,9 @@ what the probe measured, never what a device node promises.
 """
 
 import asyncio
+from typing import Any
 
-from twofold.hypervisor import jail, kernel, kvm_probe, qmp
+from twofold.hypervisor import errand, jail, kernel, kvm_probe, qmp
 from twofold.instance.collaborators import MachineParts
 from twofold.model.paths import Paths
 from twofold.operations import Operation, in_thread
@@ -60,3 +61,6 @@ class MachineShop:
 
     async def resume(self, run_dir: str) -> None:
         await qmp.resume(f"{run_dir}/qmp.sock")
+
+    async def errand(self, run_dir: str, what: str, **words: Any) -> Any:
+        return await errand.ask(f"{run_dir}/control.sock", what, words)

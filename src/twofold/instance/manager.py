@@ -7,21 +7,22 @@ leaves a row without a directory, which the next one removes.
 
 import asyncio
 import errno
-import json
 import logging
 import os
 import secrets
 from contextlib import AsyncExitStack
-from dataclasses import asdict
 from typing import Any
 
 from twofold.errors import Conflict, NoSpace, TwofoldError
 from twofold.instance import names
 from twofold.instance.collaborators import Collaborators
+from twofold.instance.facts import write_facts
 from twofold.instance.lifecycle import Lifecycle
+from twofold.instance.limits import Limits
 from twofold.instance.process import arguments, environment, working_dir
 from twofold.instance.record import Record
 from twofold.instance.sessions import Sessions
+from twofold.instance.usage import Gauge
 from twofold.instance.walls import ContainerWall, VmWall, Wall, make_directory
 from twofold.model.image import Image
 from twofold.model.instance import InstanceSpec, State
@@ -35,13 +36,15 @@ class InstanceManager:
     def __init__(self, rooms: Collaborators) -> None:
         walls: dict[str, Wall] = {
             "container": ContainerWall(rooms.keeper),
-            "vm": VmWall(rooms.images, rooms.machines),
+            "vm": VmWall(rooms.keeper, rooms.images, rooms.machines),
         }
         self.rooms = rooms
         self.records = rooms.records
         self.walls = walls
         self.lifecycle = Lifecycle(rooms, walls)
         self.sessions = Sessions(rooms)
+        self.gauge = Gauge(rooms)
+        self.limits = Limits(rooms, walls, self.gauge)
         self._allocating = asyncio.Lock()
 
     def find(self, reference: str) -> Record:
@@ -181,25 +184,6 @@ class InstanceManager:
             )
         event = record.exit_event or {}
         return record.exit_code if record.exit_code is not None else event.get("exit_code")
-
-
-def write_facts(record: Record, directory: str) -> None:
-    """Beside the instance, what its row says: a lost database can be rebuilt from this."""
-    facts = {
-        "format": 1,
-        "id": record.id,
-        "name": record.name,
-        "spec": record.spec.model_dump(mode="json"),
-        "image_digest": record.image_digest,
-        "id_base": record.id_base,
-        "network": asdict(record.network) if record.network else None,
-        "created_at": record.created_at,
-    }
-    temporary = f"{directory}/spec.json.new"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        json.dump(facts, file)
-    os.rename(temporary, f"{directory}/spec.json")
 
 
 def _check_process(spec: InstanceSpec, image: Image) -> None:

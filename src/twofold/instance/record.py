@@ -19,7 +19,7 @@ from twofold.runtime import plan
 
 MIN_PREFIX = 4
 _PERSISTENT = (
-    *("state", "intent", "exit_code", "error", "started_at", "finished_at", "pid"),
+    *("spec", "state", "intent", "exit_code", "error", "started_at", "finished_at", "pid"),
     *("oom_killed", "restart_count", "ready_seconds", "warnings", "facts"),
     *("address", "mac", "network"),
 )
@@ -154,7 +154,6 @@ class Record:
         return {
             "id": self.id,
             "name": self.name,
-            "spec": self.spec.model_dump_json(),
             "image_digest": self.image_digest,
             "id_base": self.id_base,
             "created_at": self.created_at,
@@ -163,6 +162,8 @@ class Record:
 
 
 def _column(value: Any) -> Any:
+    if isinstance(value, InstanceSpec):
+        return value.model_dump_json()
     if isinstance(value, State):
         return value.value
     if isinstance(value, bool):

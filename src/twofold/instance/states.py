@@ -27,6 +27,10 @@ VERBS: dict[str, frozenset[State]] = {
     "resume": frozenset({State.PAUSED}),
     "exec": frozenset({State.RUNNING}),
     "copy": frozenset({State.RUNNING}),
+    "attach": frozenset({State.RUNNING, State.PAUSED}),
+    "top": frozenset({State.RUNNING, State.PAUSED}),
+    "stats": frozenset({State.RUNNING, State.PAUSED}),
+    "set": frozenset({State.CREATED, State.RUNNING, State.PAUSED, State.STOPPED}),
     "remove": frozenset({State.CREATED, State.STOPPED}),
 }
 
@@ -36,7 +40,7 @@ _HINTS: dict[State, str] = {
     State.STARTING: "wait until it runs: twofold show {name}",
     State.RUNNING: "twofold stop {name}",
     State.PAUSED: "twofold resume {name}",
-    State.STOPPING: "twofold wait {name}, or twofold kill {name}",
+    State.STOPPING: "twofold kill {name}",
     State.STOPPED: "twofold start {name}",
 }
 _HINTS_BY_VERB: dict[tuple[str, State], str] = {
@@ -62,6 +66,11 @@ def check(verb: str, state: State, name: str) -> None:
         hint=hint,
         details={"name": name, "state": state.value, "verb": verb},
     )
+
+
+def has(verb: str, state: State) -> bool:
+    """Whether ``verb`` is legal in ``state``."""
+    return state in VERBS[verb]
 
 
 def move(current: State, target: State, name: str) -> State:

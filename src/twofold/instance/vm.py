@@ -24,6 +24,8 @@ DEFAULT_MEMORY_BYTES = 512 << 20
 DEFAULT_VCPUS = 1
 QEMU_PIDS = 512
 JAIL_USER = "1000:1000"
+# Locally administered, and in no instance's range: no frame ever carries it.
+TEMPLATE_MAC = "02:54:46:ff:ff:fe"
 READY_TIMEOUT_S = {"kvm": 60.0, "tcg": 180.0}
 
 
@@ -49,6 +51,22 @@ def check(spec: InstanceSpec) -> None:
             f"{least} MiB",
             hint=f"--memory {least}m",
         )
+    if spec.system and spec.pids is not None:
+        raise InvalidInput(
+            f"pids {spec.pids} cannot be set on the image's own init in a virtual machine: it "
+            "counts its processes itself",
+            hint="leave --pids out, and set TasksMax= in the image",
+        )
+
+
+def virtual_cpus(spec: InstanceSpec) -> int:
+    """Processors the guest sees: what it was given time for, rounded up."""
+    return math.ceil(spec.cpus) if spec.cpus else DEFAULT_VCPUS
+
+
+def memory_bytes(spec: InstanceSpec) -> int:
+    """Of the guest."""
+    return spec.memory_bytes or DEFAULT_MEMORY_BYTES
 
 
 def vm_plan(
@@ -59,11 +77,13 @@ def vm_plan(
     *,
     parts: MachineParts,
     moment: Moment,
+    birth: str = "boot",
+    facts: dict[str, Any] | None = None,
 ) -> SandboxPlan:
-    """The whole sandbox of one virtual machine."""
+    """The whole sandbox of one virtual machine. ``birth`` and its template's ``facts``: see
+    ``machine.MachineSpec``."""
     hostname = hostname_of(allocation.name, spec.hostname)
-    vcpus = math.ceil(spec.cpus) if spec.cpus else DEFAULT_VCPUS
-    memory_bytes = spec.memory_bytes or DEFAULT_MEMORY_BYTES
+    memory = memory_bytes(spec)
     shares = tuple(
         machine.Share(tag=f"v{number}", read_only=volume.read_only)
         for number, volume in enumerate(spec.volumes)
@@ -73,12 +93,13 @@ def vm_plan(
             instance_id=allocation.id,
             hardware=spec.hardware.value,
             accelerator=parts.accelerator,
-            vcpus=vcpus,
-            memory_bytes=memory_bytes,
+            vcpus=virtual_cpus(spec),
+            memory_bytes=memory,
             root_disk=parts.disk,
             data_disk=f"{place.directory}/data.img",
-            mac=place.network.mac if place.network else "",
+            mac=_burned_in_mac(place, birth),
             shares=shares,
+            birth=birth,
         )
     )
     console = OpenFile(name="console", path=f"{place.directory}/console.log", access="append")
@@ -92,7 +113,7 @@ def vm_plan(
         cgroup=Cgroup(
             path=place.cgroup,
             cpus=spec.cpus,
-            memory_bytes=memory_bytes + built.overhead_bytes + memory_bytes // 8,
+            memory_bytes=memory + built.overhead_bytes + memory // 8,
             pids=QEMU_PIDS,
         ),
         process=_qemu_process(built.argv, tty=spec.tty),
@@ -102,10 +123,13 @@ def vm_plan(
         vm=Vm(
             argv=built.argv,
             open_files=(*built.open_files, console),
-            guest=_guest(spec, image, place, hostname=hostname, moment=moment),
+            guest=_guest(spec, image, place, hostname=hostname, moment=moment, birth=birth),
             ready_timeout_s=READY_TIMEOUT_S[parts.accelerator],
             vnet_header=spec.hardware is Hardware.VIRTIO,
             discard=spec.auto_remove,
+            birth=birth,
+            given=() if birth == "boot" else ("ram", "state"),
+            facts=facts or {},
         ),
     )
 
@@ -163,8 +187,21 @@ def _mounts(spec: InstanceSpec, parts: MachineParts) -> tuple[Mount, ...]:
     return tuple(mounts)
 
 
+def _burned_in_mac(place: Place, birth: str) -> str:
+    """The address the card itself has; every fork of a template begins with the template's."""
+    if place.network is None:
+        return ""
+    return place.network.mac if birth == "boot" else TEMPLATE_MAC
+
+
 def _guest(
-    spec: InstanceSpec, image: ImageRoot, place: Place, *, hostname: str, moment: Moment
+    spec: InstanceSpec,
+    image: ImageRoot,
+    place: Place,
+    *,
+    hostname: str,
+    moment: Moment,
+    birth: str,
 ) -> dict[str, Any]:
     """What the agent is told: see guest/configure.py for how it is applied."""
     network = None
@@ -172,6 +209,7 @@ def _guest(
         network = {
             "interface": place.network.interface,
             "mac": place.network.mac,
+            "burned_in_mac": _burned_in_mac(place, birth),
             "address": place.network.address,
             "prefix": place.network.prefix,
             "gateway": place.network.gateway,
@@ -188,6 +226,7 @@ def _guest(
         ],
         "process": asdict(main_process(spec, image.config, hostname)),
         "sysctls": dict(SYSCTLS),
+        "pids": spec.pids,
         "time": moment.time,
         "entropy": moment.entropy,
     }

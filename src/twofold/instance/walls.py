@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from twofold.errors import InvalidInput
 from twofold.instance import vm
 from twofold.instance.collaborators import Images, Keeper, Machines
-from twofold.instance.container import check_volume, container_plan
+from twofold.instance.container import PIDS, check_volume, container_plan
 from twofold.instance.place import ImageRoot, Place
 from twofold.instance.process import INIT
 from twofold.instance.record import Record
@@ -27,6 +27,15 @@ class Planned:
     plan: SandboxPlan
     facts: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    fds: tuple[int, ...] = ()  # go to the keeper with the plan; closed by whoever sends it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Live:
+    """``limits`` can be had at once (None: no limit); ``later`` says in words what cannot."""
+
+    limits: dict[str, Any]
+    later: tuple[str, ...] = ()
 
 
 class Wall(Protocol):
@@ -40,6 +49,14 @@ class Wall(Protocol):
     ) -> Planned: ...
     async def pause(self, record: Record, run_dir: str) -> None: ...
     async def resume(self, record: Record, run_dir: str) -> None: ...
+
+    def live(self, record: Record, spec: InstanceSpec) -> Live:
+        """Which of ``spec``'s limits a running ``record`` can be given now."""
+        ...
+
+    async def apply(self, record: Record, limits: dict[str, Any], run_dir: str) -> None:
+        """Give a running instance some of what ``live`` named: all of it, or none."""
+        ...
 
 
 class ContainerWall:
@@ -68,6 +85,7 @@ class ContainerWall:
             "kernel_shared_with_host": True,
             "user_namespace": True,
             "id_range": [record.id_base, record.id_base + 65535],
+            "limits": limits_of(record.spec),
         }
         return Planned(plan=plan, facts=facts)
 
@@ -77,11 +95,18 @@ class ContainerWall:
     async def resume(self, record: Record, run_dir: str) -> None:
         await self._keeper.call("thaw", id=record.id)
 
+    def live(self, record: Record, spec: InstanceSpec) -> Live:
+        return Live(limits={**limits_of(spec), "pids": spec.pids or PIDS})
+
+    async def apply(self, record: Record, limits: dict[str, Any], run_dir: str) -> None:
+        await self._keeper.call("update", id=record.id, limits=limits)
+
 
 class VmWall:
     """A jailed QEMU: kernel bundle and merged image are shared, the data disk is its own."""
 
-    def __init__(self, images: Images, machines: Machines) -> None:
+    def __init__(self, keeper: Keeper, images: Images, machines: Machines) -> None:
+        self._keeper = keeper
         self._images = images
         self._machines = machines
 
@@ -121,6 +146,8 @@ class VmWall:
             "kernel_shared_with_host": False,
             "hardware": record.spec.hardware.value,
             "hypervisor_id_range": [record.id_base, record.id_base + 65535],
+            "limits": limits_of(record.spec),
+            "virtual_cpus": vm.virtual_cpus(record.spec),
         }
         return Planned(plan=made, facts=facts)
 
@@ -129,6 +156,42 @@ class VmWall:
 
     async def resume(self, record: Record, run_dir: str) -> None:
         await self._machines.resume(run_dir)
+
+    def live(self, record: Record, spec: InstanceSpec) -> Live:
+        """Time on the processors it has, and processes inside. Hardware is not exchanged."""
+        has = int(record.facts.get("virtual_cpus") or vm.virtual_cpus(record.spec))
+        in_force = record.facts.get("limits") or limits_of(record.spec)
+        later = []
+        if vm.virtual_cpus(spec) != has:
+            later.append(
+                f"{record.name!r} keeps its {has} virtual processor{'s' if has > 1 else ''} until "
+                f"its next start, then it has {vm.virtual_cpus(spec)}"
+            )
+        if spec.memory_bytes != in_force.get("memory_bytes"):
+            now, then = (
+                (size or vm.DEFAULT_MEMORY_BYTES) >> 20
+                for size in (in_force.get("memory_bytes"), spec.memory_bytes)
+            )
+            later.append(
+                f"{record.name!r} keeps its {now} MiB of memory until its next start, then it has "
+                f"{then} MiB"
+            )
+        cpus = None if spec.cpus is None else min(spec.cpus, float(has))
+        limits: dict[str, Any] = {"cpus": cpus}
+        if not spec.system:
+            limits["pids"] = spec.pids
+        return Live(limits=limits, later=tuple(later))
+
+    async def apply(self, record: Record, limits: dict[str, Any], run_dir: str) -> None:
+        if "pids" in limits:
+            await self._machines.errand(run_dir, "limit", pids=limits["pids"])
+        if "cpus" in limits:
+            await self._keeper.call("update", id=record.id, limits={"cpus": limits["cpus"]})
+
+
+def limits_of(spec: InstanceSpec) -> dict[str, Any]:
+    """The limits in the user's own words."""
+    return {"cpus": spec.cpus, "memory_bytes": spec.memory_bytes, "pids": spec.pids}
 
 
 def check_volumes(spec: InstanceSpec) -> None:

@@ -52,6 +52,14 @@ class Port(Strict):
     protocol: Annotated[str, StringConstraints(pattern=r"^(tcp|udp)$")] = "tcp"
 
 
+Cpus = Annotated[float, Field(gt=0, le=4096)]
+MemoryBytes = Annotated[int, Field(ge=4 << 20)]
+Pids = Annotated[int, Field(ge=1, le=4194304)]
+RestartPolicy = Annotated[
+    str, StringConstraints(pattern=r"^(no|always|unless-stopped|on-failure(:[0-9]{1,6})?)$")
+]
+
+
 class InstanceSpec(Strict):
     """What the user asked for. ``None`` means "as the image says" or "no limit"."""
 
@@ -67,19 +75,27 @@ class InstanceSpec(Strict):
     user: Line | None = Field(default=None, examples=["www-data", "1000:1000"])
     volumes: list[Volume] = Field(default_factory=list, max_length=64)
     ports: list[Port] = Field(default_factory=list, max_length=256)
-    cpus: float | None = Field(default=None, gt=0, le=4096)
-    memory_bytes: int | None = Field(default=None, ge=4 << 20)
-    pids: int | None = Field(default=None, ge=1, le=4194304)
+    cpus: Cpus | None = None
+    memory_bytes: MemoryBytes | None = None
+    pids: Pids | None = None
     network: Annotated[str, StringConstraints(pattern=r"^(default|none)$")] = "default"
     hostname: (
         Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62})$")] | None
     ) = None
-    restart: Annotated[
-        str, StringConstraints(pattern=r"^(no|always|unless-stopped|on-failure(:[0-9]{1,6})?)$")
-    ] = "no"
+    restart: RestartPolicy = "no"
     interactive: bool = False
     tty: bool = False
     auto_remove: bool = False
+
+
+class InstanceChange(Strict):
+    """What can be changed of an instance that exists. What is left out stays as it is; null takes
+    the limit away."""
+
+    cpus: Cpus | None = Field(default=None, examples=[1.5])
+    memory_bytes: MemoryBytes | None = Field(default=None, examples=[512 << 20])
+    pids: Pids | None = None
+    restart: RestartPolicy = Field(default="no", examples=["unless-stopped"])
 
 
 class Instance(BaseModel):

@@ -10,7 +10,9 @@ from starlette.responses import Response
 from twofold.api.replies import operation_reply, raw_reply, reply, while_connected
 from twofold.api.services import services
 from twofold.errors import InvalidInput
-from twofold.model.instance import Instance, InstanceSpec, Line, Strict
+from twofold.instance import states
+from twofold.model.instance import Instance, InstanceChange, InstanceSpec, Line, Strict
+from twofold.model.usage import ProcessInfo, Use
 from twofold.operations import Operation
 
 router = APIRouter(tags=["instances"])
@@ -77,6 +79,21 @@ async def create_instance(request: Request, body: CreateRequest) -> Response:
 @router.get("/instances/{name}", response_model=Instance, summary="One instance")
 async def show_instance(request: Request, name: str) -> Response:
     return raw_reply(services(request).instances.find(name).json())
+
+
+@router.patch(
+    "/instances/{name}", response_model=Instance, summary="Change limits, also while it runs"
+)
+async def change_instance(request: Request, name: str, body: InstanceChange) -> Response:
+    """What has to wait for the next start is said in a warning."""
+    house = services(request)
+    record = house.instances.find(name)
+
+    async def work(operation: Operation) -> Any:
+        await house.instances.limits.change(record, body, operation)
+        return record.view()
+
+    return await operation_reply(request, house.operations.start("instance.change", work))
 
 
 @router.delete("/instances/{name}", status_code=204, summary="Remove an instance")
@@ -155,6 +172,30 @@ async def resume_instance(request: Request, name: str) -> Response:
     record = manager.find(name)
     await manager.lifecycle.resume(record)
     return raw_reply(record.json())
+
+
+@router.get(
+    "/instances/{name}/processes",
+    response_model=list[ProcessInfo],
+    summary="What runs inside",
+)
+async def processes_of_instance(request: Request, name: str) -> Response:
+    manager = services(request).instances
+    found = await manager.gauge.processes(manager.find(name))
+    return reply([process.model_dump(mode="json") for process in found])
+
+
+@router.get("/usage", response_model=list[Use], summary="One sample of what instances use")
+async def usage(
+    request: Request,
+    name: Annotated[list[str], Query(description="of these; without: all that run")] = [],  # noqa: B006
+) -> Response:
+    manager = services(request).instances
+    records = [manager.find(each) for each in name] or [
+        record for record in manager.select(everything=False) if states.has("stats", record.state)
+    ]
+    found = await manager.gauge.sample(records, strict=bool(name))
+    return reply([use.model_dump(mode="json") for use in found])
 
 
 @router.get("/instances/{name}/wait", summary="Wait until it is stopped or removed")

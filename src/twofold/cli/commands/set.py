@@ -1,0 +1,76 @@
+"""``twofold set``: change limits of instances, also while they run."""
+
+from __future__ import annotations
+
+import argparse
+
+from twofold.cli import arguments, several
+from twofold.cli.arguments import Parser, UsageError
+from twofold.client.transport import url
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+EXAMPLES = (
+    "twofold set web memory=1g",
+    "twofold set web db cpus=1.5 pids=500",
+    "twofold set web memory=none restart=unless-stopped",
+)
+DESCRIPTION = """\
+cpus=N, memory=SIZE and pids=N take the values of run; none takes a limit away. restart=POLICY is as
+in run. A container obeys at once. A virtual machine gets less or more time on the processors it
+has, and its limit of processes; more processors and other memory it gets at its next start, which
+is said. What is set is kept: show has it, and every later start."""
+KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "cpus": ("cpus", arguments.cpus),
+    "memory": ("memory_bytes", arguments.memory),
+    "pids": ("pids", arguments.count),
+    "restart": ("restart", arguments.restart_policy),
+}
+
+
+def configure(parser: Parser) -> None:
+    parser.add_argument(
+        "names", metavar="NAME", nargs="+", help="name, id or start of the id, then KEY=VALUE …"
+    )
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="draw no progress, print no names"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    words = [word for word in args.names if "=" in word]
+    args.names = [word for word in args.names if "=" not in word]
+    if not args.names:
+        raise UsageError("missing: NAME", hint="twofold set NAME memory=1g")
+    if not words:
+        keys = ", ".join(f"{key}=…" for key in KEYS)
+        raise UsageError(f"nothing to set: give some of {keys}", hint="twofold set NAME memory=1g")
+    body = changes(words)
+    return several.each(
+        args,
+        lambda client, name, progress: several.operate(
+            client, progress, "PATCH", url("instances", name), body=body
+        ),
+    )
+
+
+def changes(words: list[str]) -> dict[str, Any]:
+    """The body of the request from ``KEY=VALUE`` words. Raises UsageError."""
+    body: dict[str, Any] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in KEYS:
+            near = arguments.nearest(key, KEYS)
+            hint = f"did you mean {near}=?" if near else f"one of: {', '.join(KEYS)}"
+            raise UsageError(f"{key!r} cannot be set", hint=hint)
+        field, parse = KEYS[key]
+        if field in body:
+            raise UsageError(f"{key} is set twice: {word!r}")
+        try:
+            body[field] = None if value == "none" and key != "restart" else parse(value)
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"{key}: {error}", hint=f"twofold set NAME {key}=…") from None
+    return body

@@ -1,0 +1,26 @@
+"""Beside each instance, what its row says: ``spec.json``. A lost database is rebuilt from it."""
+
+import json
+import os
+from dataclasses import asdict
+
+from twofold.instance.record import Record
+
+
+def write_facts(record: Record, directory: str) -> None:
+    """Atomic: a reader finds the old words or the new ones. Raises OSError."""
+    facts = {
+        "format": 1,
+        "id": record.id,
+        "name": record.name,
+        "spec": record.spec.model_dump(mode="json"),
+        "image_digest": record.image_digest,
+        "id_base": record.id_base,
+        "network": asdict(record.network) if record.network else None,
+        "created_at": record.created_at,
+    }
+    temporary = f"{directory}/spec.json.new"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        json.dump(facts, file)
+    os.rename(temporary, f"{directory}/spec.json")
