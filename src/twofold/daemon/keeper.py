@@ -62,7 +62,7 @@ def _host(paths: Paths) -> Host:
     os.makedirs(mountpoint, mode=0o755, exist_ok=True)
     os.chmod(mountpoint, 0o755)
     return Host(
-        hierarchies=cgroups.detect(),
+        hierarchies=cgroups.detect().only(cgroups.OWN_CONTROLLERS),
         scratch_dir=scratch,
         mountpoint=mountpoint,
         init_fd=_open_init(),

@@ -1,256 +1,344 @@
-"""Control groups of one sandbox on v1, hybrid and v2 hosts.
+"""The control group of one container or sandbox on v1, hybrid and v2 hosts.
 
-Every sandbox has one group, ``PATH``, in each hierarchy that matters. On v2 that is one directory;
-on v1 one per controller; on a hybrid host both: limits go to the v1 controllers and the v2 tree
-(without controllers) is what a container sees as its own ``/sys/fs/cgroup``.
+A group is one ``PATH`` in each hierarchy: on v2 one directory, on v1 one per controller, on a
+hybrid host both: limits go to whichever hierarchy has the controller, and the v2 tree is what a
+container sees as its own ``/sys/fs/cgroup``. What is written where is planned by ``cgroup_plan``;
+here it is done, and undone.
 """
+
+from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
 
-from twofold.errors import RuntimeFailed
-from twofold.runtime.plan import Cgroup
+from twofold.errors import Conflict, RuntimeFailed, Unsupported
+from twofold.record import replace
+from twofold.runtime import cgroup_freezer, cgroup_layout, cgroup_plan, cgroup_tree, cgroup_write
+from twofold.runtime.cgroup_layout import Hierarchies, detect, relative_path
+from twofold.runtime.cgroup_write import Lack, Write
+from twofold.runtime.resources import NO_LIMIT
 
-_V1_WANTED = ("cpu", "cpuacct", "memory", "pids", "devices", "freezer")
-_CPU_PERIOD_US = 100_000
-# c = character device, numbers as in devices.txt: null zero full random urandom tty ptmx pts
-_DEVICES_ALLOWED = (
-    "c 1:3 rwm",
-    "c 1:5 rwm",
-    "c 1:7 rwm",
-    "c 1:8 rwm",
-    "c 1:9 rwm",
-    "c 5:0 rwm",
-    "c 5:2 rwm",
-    "c 136:* rwm",
-)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
 
+    from twofold.runtime.resources import DeviceRule, Resources
 
-@dataclass(frozen=True, kw_only=True)
-class Hierarchies:
-    """Where the host has its control groups: v1 controllers by name, and the v2 root or ""."""
+__all__ = ["OWN_CONTROLLERS", "Group", "Hierarchies", "detect", "relative_path"]
 
-    v1: dict[str, str]
-    v2: str
-    v2_controllers: tuple[str, ...]
-
-    @property
-    def mode(self) -> str:
-        if self.v1 and self.v2:
-            return "hybrid"
-        return "v1" if self.v1 else "v2"
-
-
-def detect(mountinfo_path: str = "/proc/self/mountinfo") -> Hierarchies:
-    """Read the host's layout from mountinfo (proc(5))."""
-    v1: dict[str, str] = {}
-    v2 = ""
-    with open(mountinfo_path, encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            left, _, right = line.partition(" - ")
-            fstype, _, options = right.strip().split(" ", 2)
-            target = left.split(" ")[4]
-            if fstype == "cgroup2" and not v2:
-                v2 = target
-            elif fstype == "cgroup":
-                for option in options.split(","):
-                    if option in _V1_WANTED:
-                        v1.setdefault(option, target)
-    controllers: tuple[str, ...] = ()
-    if v2:
-        with open(f"{v2}/cgroup.controllers", encoding="ascii") as file:
-            controllers = tuple(file.read().split())
-    return Hierarchies(v1=v1, v2=v2, v2_controllers=controllers)
+# The v1 hierarchies in which Twofold's own sandboxes have a group: what it limits and shows.
+OWN_CONTROLLERS = ("cpu", "cpuacct", "memory", "pids", "devices", "freezer")
+# What a v2 group gets from its parents when it is made: what is limited and counted for all.
+_V2_ENABLED = ("cpu", "cpuset", "io", "memory", "pids")
+_SIGKILL = 9  # the signal module costs 5 ms of start-up
 
 
 class Group:
-    """The control group(s) of one sandbox."""
+    """The control group(s) of one container.
 
-    def __init__(self, hierarchies: Hierarchies, path: str) -> None:
-        if path.startswith("/") or ".." in path.split("/"):
+    ``bases`` puts the group of a hierarchy below another group there (relative paths of a
+    document); ``made`` are the directories that ``create`` made: only those are ever removed.
+    None means that it is not known, as of Twofold's own groups: then the group's directories are
+    ours, and their parent is once it is empty.
+    """
+
+    def __init__(
+        self,
+        hierarchies: Hierarchies,
+        path: str,
+        *,
+        bases: Mapping[str, str] | None = None,
+        made: Iterable[str] | None = None,
+    ) -> None:
+        if not path or path.startswith("/") or ".." in path.split("/"):
             raise RuntimeFailed(f"cgroup path {path!r} is not a plain relative path")
+        self.path = path
+        self.made = None if made is None else tuple(made)
         self._hierarchies = hierarchies
-        self._path = path
+        self._bases = dict(bases or {})
+        mounts = {**hierarchies.v1, "": hierarchies.v2}
+        # By controller; "" is the v2 tree. Controllers mounted together share a directory.
+        self._paths = {
+            name: os.path.join(mount, self._bases.get(name, ""), path)
+            for name, mount in mounts.items()
+            if mount
+        }
+        self._directories = tuple(dict.fromkeys(self._paths.values()))
+        self._v2_directory = self._paths.get("", "")
 
-    def create(self, limits: Cgroup) -> list[str]:
-        """Make the groups and write the limits. Returns warnings; undoes itself on failure."""
+    @classmethod
+    def for_container(cls, hierarchies: Hierarchies, cgroups_path: str, container_id: str) -> Group:
+        """The group that a document asks for: ``relative_path`` has the rules.
+
+        An absolute path starts at the mounts, a relative one at the caller's own group.
+        """
+        path = relative_path(cgroups_path, container_id)
+        relative = cgroups_path and not cgroups_path.startswith("/")
+        bases = cgroup_layout.own_groups(hierarchies) if relative else {}
+        return cls(hierarchies, path, bases=bases)
+
+    def to_state(self) -> dict[str, Any]:
+        """What another process needs to find the group again (JSON)."""
+        made = None if self.made is None else list(self.made)
+        return {"path": self.path, "bases": self._bases, "made": made}
+
+    @classmethod
+    def from_state(cls, hierarchies: Hierarchies, state: Mapping[str, Any]) -> Group:
+        return cls(hierarchies, state["path"], bases=state["bases"], made=state["made"])
+
+    def paths(self) -> dict[str, str]:
+        """The group's directory by controller; "" is the v2 tree."""
+        return dict(self._paths)
+
+    # Making, entering, removing
+
+    def claim(self) -> tuple[str, ...]:
+        """Note which directories ``create`` will make, so that they can be written down first."""
+        missing: set[str] = set()
+        for directory in self._directories:
+            while not os.path.isdir(directory):
+                missing.add(directory)
+                directory = os.path.dirname(directory)
+        self.made = tuple(sorted(missing))
+        return self.made
+
+    def create(self) -> None:
+        """Make the directories that are not there. Undoes itself on failure."""
         try:
-            for directory in self._directories():
-                os.makedirs(directory, exist_ok=True)
-            return self._write_limits(limits)
+            for directory in self._directories:
+                cgroup_tree.make(directory)
+            if "cpuset" in self._paths:
+                top = self._hierarchies.v1["cpuset"]
+                cgroup_tree.inherit_cpuset(top, self._paths["cpuset"])
+            available = self._hierarchies.v2_controllers
+            self._enable([name for name in _V2_ENABLED if name in available])
         except BaseException:
             self.remove()
             raise
 
-    def _write_limits(self, limits: Cgroup) -> list[str]:
-        warnings: list[str] = []
-        v2_has = self._hierarchies.v2_controllers
-        if self._hierarchies.v2 and any(name in v2_has for name in ("cpu", "memory", "pids")):
-            self._enable_v2_controllers()
-        for key, value in _limit_files(limits):
-            controller = key.partition(".")[0]
-            if controller in self._hierarchies.v1:
-                written = self._write_v1(key, value)
-            elif controller in v2_has:
-                written = self._write_v2(key, value)
-            else:
-                written = False
-            if not written and key not in ("memory.swap.max", "memory.memsw"):
-                warnings.append(f"this host has no {controller} controller: no limit is set")
-        if "devices" in self._hierarchies.v1:
-            directory = self._v1_directory("devices")
-            _write(f"{directory}/devices.deny", "a")
-            for rule in _DEVICES_ALLOWED:
-                _write(f"{directory}/devices.allow", rule)
-        return warnings
-
-    def _write_v1(self, key: str, value: int) -> bool:
-        controller = key.partition(".")[0]
-        directory = self._v1_directory(controller)
-        if key == "cpu.max":
-            _write(f"{directory}/cpu.cfs_period_us", str(_CPU_PERIOD_US))
-            _write(f"{directory}/cpu.cfs_quota_us", str(value))
-        elif key == "memory.max":
-            _write(f"{directory}/memory.limit_in_bytes", str(value))
-        elif key == "memory.memsw":
-            try:
-                _write(f"{directory}/memory.memsw.limit_in_bytes", str(value))
-            except OSError:
-                return False  # swap accounting is off in this kernel
-        elif key == "pids.max":
-            _write(f"{directory}/pids.max", str(value))
-        return True
-
-    def _write_v2(self, key: str, value: int) -> bool:
-        directory = f"{self._hierarchies.v2}/{self._path}"
-        if key == "memory.memsw":
-            key, value = "memory.swap.max", 0
-        text = f"{value} {_CPU_PERIOD_US}" if key == "cpu.max" else str(value)
-        try:
-            _write(f"{directory}/{key}", text)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _enable_v2_controllers(self) -> None:
-        """Pass cpu, memory and pids down from the root of the v2 tree to our group's parent."""
-        available = self._hierarchies.v2_controllers
-        wanted = " ".join(f"+{name}" for name in ("cpu", "memory", "pids") if name in available)
-        directory = self._hierarchies.v2
-        for part in ("", *self._path.split("/")[:-1]):
-            directory = os.path.join(directory, part) if part else directory
-            _write(f"{directory}/cgroup.subtree_control", wanted)
+    def _enable(self, controllers: Iterable[str]) -> None:
+        """Pass v2 controllers down from the mount to this group; those that can be passed."""
+        wanted = list(controllers)
+        top, directory = self._hierarchies.v2, self._v2_directory
+        if not wanted or not directory:
+            return
+        if set(wanted) <= set(cgroup_tree.read(f"{directory}/cgroup.controllers").split()):
+            return
+        for part in ("", *directory[len(top) + 1 :].split("/")[:-1]):
+            top = os.path.join(top, part) if part else top
+            path = f"{top}/cgroup.subtree_control"
+            if not cgroup_tree.try_write(path, " ".join(f"+{name}" for name in wanted)):
+                # All or nothing: one that cannot be had must not cost us the others.
+                for name in wanted:
+                    cgroup_tree.try_write(path, f"+{name}")
 
     def add(self, pid: int) -> None:
         """Move a process in. A delegated v2 group whose root is closed takes its init's group."""
-        for directory in self._directories():
-            try:
-                _write(f"{directory}/cgroup.procs", str(pid))
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise
-                _write(f"{directory}/init.scope/cgroup.procs", str(pid))
+        for directory in self._directories:
+            self._move(directory, "cgroup.procs", pid)
+
+    def enter(self, *, v2: bool = True) -> None:
+        """Move the calling process in, which must have one thread only. ``v2``: also there.
+
+        On v1 a thread that moves itself needs no lock on all forks of the host, and so none of
+        the RCU grace period that ``add`` waits for.
+        """
+        for directory in self._directories:
+            if directory != self._v2_directory:
+                self._move(directory, "tasks", 0)
+            elif v2:
+                self._move(directory, "cgroup.procs", 0)
+
+    def _move(self, directory: str, file: str, pid: int) -> None:
+        try:
+            cgroup_tree.write(f"{directory}/{file}", str(pid))
+        except OSError as error:
+            if error.errno == errno.EBUSY and directory == self._v2_directory:
+                cgroup_tree.write(f"{directory}/init.scope/cgroup.procs", str(pid))
+                return
+            if error.errno == errno.ESRCH:
+                raise
+            raise RuntimeFailed(
+                f"cannot move process {pid or os.getpid()} into {directory}: {error.strerror}"
+            ) from error
 
     def delegate(self, uid: int) -> None:
         """Give the v2 group to ``uid`` so that an init inside can manage its own tree."""
-        if not self._hierarchies.v2:
+        if not self._v2_directory:
             return
-        directory = f"{self._hierarchies.v2}/{self._path}"
-        names = ("", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
-        for name in names:
+        try:
+            names = cgroup_tree.read("/sys/kernel/cgroup/delegate").split()
+        except OSError:
+            names = ["cgroup.procs", "cgroup.subtree_control", "cgroup.threads"]
+        for name in ("", *names):
             try:
-                os.chown(os.path.join(directory, name), uid, uid)
+                os.chown(os.path.join(self._v2_directory, name), uid, uid)
             except FileNotFoundError:
                 continue
 
-    def freeze(self, *, frozen: bool) -> None:
-        if "freezer" in self._hierarchies.v1:
-            state = "FROZEN" if frozen else "THAWED"
-            _write(f"{self._v1_directory('freezer')}/freezer.state", state)
+    def remove(self) -> bool:
+        """Remove what ``create`` made. False when a process is still in it.
+
+        Groups below ours, made from inside, go too.
+        """
+        ours = set(self._directories if self.made is None else self.made)
+        empty = True
+        for directory in self._directories:
+            if directory in ours:
+                empty &= cgroup_tree.remove(directory)
+        if self.made is None:
+            parents = {os.path.dirname(directory) for directory in self._directories}
         else:
-            _write(f"{self._hierarchies.v2}/{self._path}/cgroup.freeze", str(int(frozen)))
+            parents = ours - set(self._directories)
+        for directory in sorted(parents, key=len, reverse=True):
+            cgroup_tree.try_rmdir(directory)
+        return empty
+
+    # Limits
+
+    def apply(self, resources: Resources, *, strict: bool = True) -> list[str]:
+        """Write the limits, also those of a running container. Returns warnings.
+
+        What this host lacks raises Unsupported when ``strict`` and is a warning otherwise. A value
+        that the kernel refuses raises InvalidInput; what was written before it stays.
+        """
+        resources = self._completed(resources)
+        self._check_usage(resources)
+        steps = cgroup_plan.plan(resources, self._hierarchies)
+        lacks = [step for step in steps if isinstance(step, Lack)]
+        writes = [step for step in steps if isinstance(step, Write)]
+        if strict and lacks:
+            raise lacks[0].error()
+        needed = {write.file.partition(".")[0] for write in writes if not write.controller}
+        self._enable(sorted(needed - {"cgroup"}))
+        lacks += cgroup_write.execute(writes, self._paths)
+        if resources.devices is not None:
+            lacks += self._filter_devices(resources.devices)
+        if strict and lacks:
+            raise lacks[0].error()
+        return list(dict.fromkeys(lack.warning() for lack in lacks))
+
+    def _completed(self, resources: Resources) -> Resources:
+        """Fill in what v2 needs beside a value that is asked for alone, from what holds now."""
+        memory, cpu = resources.memory, resources.cpu
+        if memory.swap_bytes is not None and memory.limit_bytes is None and self._on_v2("memory"):
+            memory = replace(memory, limit_bytes=self._first_number("memory.max"))
+        if cpu.period_us is not None and cpu.quota_us is None and self._on_v2("cpu"):
+            cpu = replace(cpu, quota_us=self._first_number("cpu.max"))
+        return replace(resources, memory=memory, cpu=cpu)
+
+    def _on_v2(self, controller: str) -> bool:
+        available = controller in self._hierarchies.v2_controllers
+        return available and controller not in self._hierarchies.v1
+
+    def _first_number(self, file: str) -> int:
+        word = cgroup_tree.read(f"{self._v2_directory}/{file}").split()[0]
+        return NO_LIMIT if word == "max" else int(word)
+
+    def _check_usage(self, resources: Resources) -> None:
+        """``checkBeforeUpdate``: refuse what v1 would refuse and v2 would enforce by killing."""
+        limit = resources.memory.limit_bytes
+        if not resources.memory.check_before_update or limit is None or limit == NO_LIMIT:
+            return
+        used = self.usage().get("memory_bytes", 0)
+        if used > limit:
+            raise Conflict(
+                f"linux.resources.memory.limit is {limit}: {used} bytes are in use",
+                hint="give a higher limit, or leave checkBeforeUpdate out",
+            )
+
+    def _filter_devices(self, rules: tuple[DeviceRule, ...]) -> list[Lack]:
+        from twofold.runtime import device_filter  # not needed where devices are left alone
+
+        reason = "this host has no devices controller"
+        if "devices" in self._paths:
+            device_filter.apply_v1(self._paths["devices"], rules)
+            return []
+        if self._v2_directory:
+            try:
+                device_filter.attach(self._v2_directory, rules)
+                return []
+            except OSError as error:
+                reason = f"the kernel takes no device filter ({error.strerror})"
+        return [Lack(field="devices", value=f"{len(rules)} rules", reason=reason)]
+
+    # Running containers
+
+    def pids(self) -> list[int]:
+        """The processes in the group and below it, in any hierarchy."""
+        found: set[int] = set()
+        for directory in self._directories:
+            found.update(cgroup_tree.processes(directory))
+        return sorted(found)
+
+    def freeze(self, *, frozen: bool) -> None:
+        """Stop or continue every process; returns when they have stopped."""
+        if "freezer" in self._paths:
+            cgroup_freezer.change_v1(self._paths["freezer"], frozen=frozen)
+        elif self._v2_directory:
+            cgroup_freezer.change_v2(self._v2_directory, frozen=frozen)
+        else:
+            raise Unsupported(
+                "this host has no freezer: nothing can be paused",
+                hint="mount the freezer controller or cgroup2",
+            )
+
+    def frozen(self) -> bool:
+        if "freezer" in self._paths:
+            return cgroup_freezer.is_frozen_v1(self._paths["freezer"])
+        return bool(self._v2_directory) and cgroup_freezer.is_frozen_v2(self._v2_directory)
+
+    def kill(self) -> None:
+        """SIGKILL every process, also of a frozen group, and whatever they fork meanwhile."""
+        if self._v2_directory:
+            cgroup_tree.try_write(f"{self._v2_directory}/cgroup.kill", "1")
+        # What v1 has for it: hold them, so that none forks, ends or is mistaken for another.
+        freezer = self._paths.get("freezer")
+        if freezer:
+            cgroup_tree.try_write(f"{freezer}/freezer.state", "FROZEN")
+        killed: set[int] = set()
+        while new := set(self.pids()) - killed:
+            for pid in new:
+                try:
+                    os.kill(pid, _SIGKILL)
+                except ProcessLookupError:
+                    pass
+            killed |= new
+        if freezer:
+            cgroup_tree.try_write(f"{freezer}/freezer.state", "THAWED")
+
+    def stats(self) -> dict[str, Any]:
+        """Usage and limits in the shape of ``runc events --stats``."""
+        from twofold.runtime import cgroup_stats
+
+        return cgroup_stats.collect(self._paths)
 
     def oom_kills(self) -> int:
         """How often the kernel killed a process of this group for want of memory."""
-        if "memory" in self._hierarchies.v1:
-            path = f"{self._v1_directory('memory')}/memory.oom_control"
+        if "memory" in self._paths:
+            path = f"{self._paths['memory']}/memory.oom_control"
         else:
-            path = f"{self._hierarchies.v2}/{self._path}/memory.events"
+            path = f"{self._v2_directory}/memory.events"
         try:
-            with open(path, encoding="ascii") as file:
-                for line in file:
-                    if line.startswith("oom_kill "):
-                        return int(line.split()[1])
+            for line in cgroup_tree.read(path).splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
         except OSError:
             pass
         return 0
 
     def usage(self) -> dict[str, int]:
         """Memory in use (bytes) and number of processes; what cannot be read is left out."""
-        v1, v2 = self._hierarchies.v1, f"{self._hierarchies.v2}/{self._path}"
-        sources = {
-            "memory_bytes": f"{self._v1_directory('memory')}/memory.usage_in_bytes"
-            if "memory" in v1
-            else f"{v2}/memory.current",
-            "pids": f"{self._v1_directory('pids')}/pids.current"
-            if "pids" in v1
-            else f"{v2}/pids.current",
-        }
         found = {}
-        for name, path in sources.items():
+        for name, controller, v1_file, v2_file in (
+            ("memory_bytes", "memory", "memory.usage_in_bytes", "memory.current"),
+            ("pids", "pids", "pids.current", "pids.current"),
+        ):
+            v1 = self._paths.get(controller)
             try:
-                with open(path, encoding="ascii") as file:
-                    found[name] = int(file.read())
+                path = f"{v1}/{v1_file}" if v1 else f"{self._v2_directory}/{v2_file}"
+                found[name] = int(cgroup_tree.read(path))
             except OSError:
                 continue
         return found
-
-    def remove(self) -> bool:
-        """Remove the groups, deepest first. False when a process is still in one of them."""
-        empty = True
-        for directory in self._directories():
-            for current, _, _ in os.walk(directory, topdown=False):
-                try:
-                    os.rmdir(current)
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    if error.errno != errno.EBUSY:
-                        raise
-                    empty = False
-            try:
-                os.rmdir(os.path.dirname(directory))  # the root's own group, with its last member
-            except OSError:
-                pass
-        return empty
-
-    def _v1_directory(self, controller: str) -> str:
-        return f"{self._hierarchies.v1[controller]}/{self._path}"
-
-    def _directories(self) -> list[str]:
-        found = {self._v1_directory(name): None for name in self._hierarchies.v1}
-        if self._hierarchies.v2:
-            found[f"{self._hierarchies.v2}/{self._path}"] = None
-        return list(found)
-
-
-def _limit_files(limits: Cgroup) -> list[tuple[str, int]]:
-    """The limits as v2 file names and values, in the order in which they must be written."""
-    files: list[tuple[str, int]] = []
-    if limits.cpus is not None:
-        files.append(("cpu.max", max(1000, round(limits.cpus * _CPU_PERIOD_US))))
-    if limits.memory_bytes is not None:
-        files.append(("memory.max", limits.memory_bytes))
-        files.append(("memory.memsw", limits.memory_bytes))
-    if limits.pids is not None:
-        files.append(("pids.max", limits.pids))
-    return files
-
-
-def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode("ascii"))
-    finally:
-        os.close(fd)

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from twofold.errors import RuntimeFailed, TwofoldError
 from twofold.guest.identity import Identity
 from twofold.linux import netconf, process, sockets, tun
-from twofold.runtime import credentials, idmap, payload, rootfs
+from twofold.runtime import credentials, idmap, payload, resources, rootfs
 from twofold.runtime.cgroups import Group, Hierarchies
 from twofold.runtime.plan import SandboxPlan
 
@@ -71,11 +71,12 @@ class Sandbox:
         ``given`` are the descriptors that ``plan.vm.given`` names; they stay the caller's.
         """
         group = Group(host.hierarchies, plan.cgroup.path)
-        warnings = group.create(plan.cgroup)
+        group.create()
         opened: dict[str, int] = {}
         ours, theirs = sockets.pair()
         pid = pidfd = -1
         try:
+            warnings = group.apply(resources.for_sandbox(plan.cgroup), strict=False)
             if plan.vm is not None:
                 opened = _open_for_vm(plan, given)
             pid, pidfd = process.clone(NAMESPACES)
