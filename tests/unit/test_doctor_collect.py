@@ -90,6 +90,19 @@ def test_a_check_that_hangs_or_breaks_hides_nothing_else(
     assert os.listdir(tmp_path) == []
 
 
+def test_a_trial_that_is_late_says_nothing_of_what_it_tries(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def asking(survey: Any) -> Iterator[Fact]:
+        why = survey.trial("mounts", "overlay")
+        yield Fact(id="overlay", title="Overlay", group="host", status="missing", reason=why)
+
+    monkeypatch.setattr(rounds, "GROUPS", (group(asking, asking),))
+    found = doctor.collect(Paths(str(tmp_path)), deadline_s=0.001)
+    assert [fact.id for fact in found] == ["check-asking"] * 2
+    assert all(fact.status == "degraded" and "in time" in fact.reason for fact in found)
+
+
 def test_a_trial_that_cannot_answer_gives_a_reason(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from twofold.model.paths import Paths
 __all__ = ["Fact", "collect"]
 
 
-def collect(paths: Paths, *, deadline_s: float = 2.0) -> list[Fact]:
+def collect(paths: Paths, *, deadline_s: float = 10.0) -> list[Fact]:
     """All facts, in the order of the documentation, after at most about ``deadline_s`` seconds.
 
     Blocks: call it in a thread. Never raises: a check that fails or hangs is a degraded fact.

@@ -29,6 +29,7 @@ class Trial:
         self._deadline = deadline
         self._lock = threading.Lock()
         self._answer: dict[str, str] | None = None
+        self._late = False
         self._process = subprocess.Popen(
             [sys.executable, "-m", "twofold.daemon.doctor.trial", *arguments],
             stdin=subprocess.DEVNULL,
@@ -38,8 +39,11 @@ class Trial:
         )
 
     def answer(self, name: str) -> str:
-        """ "" when ``name`` worked, else why not. Waits for the child."""
+        """ "" when ``name`` worked, else why not. Waits for the child; raises TimeoutError, for
+        what was not seen in time is not known to be missing."""
         with self._lock:
+            if self._late:
+                raise TimeoutError
             if self._answer is None:
                 self._answer = self._wait()
         return self._answer.get(name, self._answer.get("*", "the trial said nothing about it"))
@@ -50,8 +54,9 @@ class Trial:
                 timeout=max(0.05, self._deadline - time.monotonic())
             )
         except subprocess.TimeoutExpired:
+            self._late = True
             self.stop()
-            return {"*": "the trial did not finish in time"}
+            raise TimeoutError from None
         try:
             answer: dict[str, str] = json.loads(output)
         except ValueError:
