@@ -25,8 +25,21 @@ ROOT = {
 }
 NET = {"virtio": ("virtio_net",), "emulated": ("e1000",)}
 SHARE = {"virtio": ("9p", "9pnet_virtio"), "emulated": ("9p", "9pnet_fd")}
-# What systemd, apt, nft and iptables of an image may ask for: there is no /lib/modules in it.
-LATE = ("autofs4", "fuse", "loop", "tun", "nf_tables", "nft_ct", "nft_nat", "nft_masq", "veth")
+# What systemd, apt and a host of containers (Twofold, Docker, podman; by nft and by both kinds of
+# iptables) may ask for: there is no /lib/modules in the image. Loading them takes half a second
+# under TCG.
+LATE = (
+    *("autofs4", "fuse", "loop", "tun", "nf_tables", "nft_ct", "nft_nat", "nft_masq", "veth"),
+    *("binfmt_misc", "bridge", "br_netfilter", "dummy", "ipvlan", "macvlan", "vxlan"),
+    *("nft_chain_nat", "nft_compat", "nft_fib_inet", "nft_hash", "nft_limit", "nft_log"),
+    *("nft_meta_bridge", "nft_numgen", "nft_objref", "nft_redir", "nft_reject_bridge"),
+    *("nft_reject_inet", "nf_conntrack_netlink", "nf_log_syslog"),
+    *("xt_CHECKSUM", "xt_MASQUERADE", "xt_REDIRECT", "xt_TCPMSS", "xt_addrtype", "xt_comment"),
+    *("xt_conntrack", "xt_limit", "xt_mark", "xt_multiport", "xt_nat", "xt_recent", "xt_state"),
+    *("xt_statistic", "xt_tcpudp", "ipt_REJECT", "ip6t_REJECT"),
+    *("iptable_filter", "iptable_mangle", "iptable_nat", "iptable_raw"),
+    *("ip6table_filter", "ip6table_nat"),
+)
 
 
 def index(tree: str) -> dict[str, str]:
