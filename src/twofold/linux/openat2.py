@@ -59,6 +59,11 @@ def make_directories(root_fd: int, path: str, *, mode: int = 0o755, follow: bool
     try:
         return open_in_root(root_fd, path, os.O_PATH | os.O_DIRECTORY, follow=follow)
     except FileNotFoundError:
+        pass
+    try:
+        return _make_last(root_fd, path, mode=mode, follow=follow)
+    except (FileNotFoundError, FileExistsError, NotADirectoryError):
+        # More than one is missing, or the last is a symlink to nowhere.
         return _Walk(root_fd, follow=follow).make(path, mode=mode, directory=True)
 
 
@@ -68,6 +73,19 @@ def make_file(root_fd: int, path: str, *, mode: int = 0o644, follow: bool = True
         return open_in_root(root_fd, path, os.O_PATH, follow=follow)
     except FileNotFoundError:
         return _Walk(root_fd, follow=follow).make(path, mode=mode, directory=False)
+
+
+def _make_last(root_fd: int, path: str, *, mode: int, follow: bool) -> int:
+    """The usual case: only the last directory is missing."""
+    above, _, name = path.rstrip("/").rpartition("/")
+    if name in ("", ".", ".."):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    parent = open_in_root(root_fd, above, os.O_PATH | os.O_DIRECTORY, follow=follow)
+    try:
+        os.mkdir(name, mode, dir_fd=parent)
+        return os.open(name, _O_PATH_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+    finally:
+        os.close(parent)
 
 
 class _Walk:

@@ -62,6 +62,12 @@ SUPERBLOCK = {
     "nomand": "mand",
 }
 # ``silent`` is how the kernel's log already is: with fsopen(2) a file system speaks to us instead.
+_FLAGS = {
+    "bind": {"bind": True, "recursive": False},
+    "rbind": {"bind": True, "recursive": True},
+    "remount": {"remount": True},
+    "tmpcopyup": {"copy_up": True},
+}
 _NOTHING_TO_DO = frozenset(("defaults", "silent", "loud"))
 
 
@@ -157,63 +163,74 @@ class CgroupView:
 
 def parse_options(words: Iterable[str]) -> Options:
     """Read mount options from left to right; of two that contradict each other the later wins."""
-    state = _Reader()
+    reader = _Reader()
     for word in words:
-        if not state.take(word):
-            state.data.append(word)
-    return state.result()
+        reader.take(word)
+    return reader.result()
+
+
+def own_options(options: Options) -> dict[str, str | None]:
+    """What the file system is told: its own options, and the flags of every superblock.
+
+    One word may hold several options (``mode=755,size=64k``); quotes keep a comma in a value.
+    """
+    own: dict[str, str | None] = {}
+    for word in options.data:
+        for item in _split(word) if "," in word else (word,):
+            key, separator, value = item.partition("=")
+            own[key] = value.strip('"') if separator else None
+    for word in options.superblock:
+        own[word] = None
+    return own
+
+
+def _split(word: str) -> list[str]:
+    parts, quoted = [""], False
+    for character in word:
+        quoted ^= character == '"'
+        if character == "," and not quoted:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part for part in parts if part]
 
 
 class _Reader:
-    """Options while they are being read."""
+    """Options while they are being read; each list holds what is said of the top, of the tree."""
 
     def __init__(self) -> None:
-        self.set = [0, 0]  # plain, recursive
+        self.set = [0, 0]
         self.clear = [0, 0]
         self.propagation: list[tuple[int, bool]] = []
         self.superblock: list[str] = []
         self.data: list[str] = []
-        self.bind = self.recursive = self.remount = self.copy_up = False
+        self.flags: dict[str, bool] = {}
         self.idmap = ""
 
-    def take(self, word: str) -> bool:
-        """Whether the word is one of ours."""
-        if word in _NOTHING_TO_DO:
-            return True
-        if word in ("bind", "rbind"):
-            self.bind, self.recursive = True, word == "rbind"
-        elif word == "remount":
-            self.remount = True
-        elif word == "tmpcopyup":
-            self.copy_up = True
+    def take(self, word: str) -> None:
+        meaning = _WORDS.get(word)
+        if meaning is not None:
+            bits, mask, recursive = meaning
+            if not mask:
+                self.propagation.append((bits, recursive))
+            else:
+                self._change(bits, mask, recursive)
+        elif word in _FLAGS:
+            self.flags |= _FLAGS[word]
         elif word in ("idmap", "ridmap"):
             self.idmap = word
         elif word in SUPERBLOCK:
             opposite = SUPERBLOCK[word]
             self.superblock = [item for item in self.superblock if item not in (word, opposite)]
             self.superblock.append(word)
-        else:
-            return self._attribute(word, False) or (
-                word.startswith("r") and self._attribute(word[1:], True)
-            )
-        return True
-
-    def _attribute(self, word: str, recursive: bool) -> bool:
-        if word in _SET:
-            self._change(_SET[word], _SET[word], recursive)
-        elif word in _CLEAR:
-            self._change(0, _CLEAR[word], recursive)
-        elif word in _ATIME:
-            self._change(_ATIME[word], lm.ATTR_ATIME_MASK, recursive)
-        elif word in _ATIME_BACK:
+        elif word in _ATIME_BACK or word[1:] in _ATIME_BACK:
+            recursive = word not in _ATIME_BACK
+            taken_back = _ATIME_BACK[word[recursive:]]
             chosen = self.set[recursive] & lm.ATTR_ATIME_MASK
-            if chosen == _ATIME_BACK[word] or not self.clear[recursive] & lm.ATTR_ATIME_MASK:
+            if chosen == taken_back or not self.clear[recursive] & lm.ATTR_ATIME_MASK:
                 self._change(0, lm.ATTR_ATIME_MASK, recursive)
-        elif word in PROPAGATION:
-            self.propagation.append((PROPAGATION[word], recursive))
-        else:
-            return False
-        return True
+        elif word not in _NOTHING_TO_DO:
+            self.data.append(word)
 
     def _change(self, bits: int, mask: int, recursive: bool) -> None:
         for which in (0, 1) if recursive else (0,):
@@ -221,6 +238,7 @@ class _Reader:
             self.set[which] &= ~mask
             self.clear[which] &= ~mask
         self.set[recursive] |= bits
+        # The kernel wants the whole field of the access times cleared when one is chosen.
         self.clear[recursive] |= mask if mask == lm.ATTR_ATIME_MASK else mask & ~bits
 
     def result(self) -> Options:
@@ -230,11 +248,21 @@ class _Reader:
             recursive_attributes=self.set[1],
             recursive_clear=self.clear[1],
             propagation=tuple(self.propagation),
-            bind=self.bind,
-            recursive=self.recursive,
-            remount=self.remount,
-            copy_up=self.copy_up,
             idmap=self.idmap,
             superblock=tuple(self.superblock),
             data=tuple(self.data),
+            **self.flags,
         )
+
+
+def _words() -> dict[str, tuple[int, int, bool]]:
+    """Word → (bits to set, mask they belong to, recursive); a mask of 0 means propagation."""
+    plain = {word: (bit, bit) for word, bit in _SET.items()}
+    plain |= {word: (0, bit) for word, bit in _CLEAR.items()}
+    plain |= {word: (bits, lm.ATTR_ATIME_MASK) for word, bits in _ATIME.items()}
+    plain |= {word: (flag, 0) for word, flag in PROPAGATION.items()}
+    found = {f"r{word}": (*meaning, True) for word, meaning in plain.items()}
+    return found | {word: (*meaning, False) for word, meaning in plain.items()}
+
+
+_WORDS = _words()

@@ -64,8 +64,10 @@ def open_target(
         _refuse_forged(place, source_fd)
     strict = kind in KERNEL_KINDS or place in ("/dev", "/proc", "/sys") or place in PROC_FILES
     fd = _open(root_fd, target, source_fd=source_fd, make=make, follow=not strict)
+    if strict:
+        return fd  # no symlink on the way: it is where its name says
     try:
-        _check(root_fd, fd, target, place)
+        _check(root_fd, fd, target)
     except BaseException:
         os.close(fd)
         raise
@@ -89,7 +91,7 @@ def _open(root_fd: int, target: str, *, source_fd: int, make: bool, follow: bool
         ) from error
 
 
-def _check(root_fd: int, fd: int, target: str, place: str) -> None:
+def _check(root_fd: int, fd: int, target: str) -> None:
     """Refuse by where the descriptor really is what ``why_not`` refuses by name."""
     found, root = os.fstat(fd), os.fstat(root_fd)
     if (found.st_dev, found.st_ino) == (root.st_dev, root.st_ino):
@@ -97,12 +99,11 @@ def _check(root_fd: int, fd: int, target: str, place: str) -> None:
             f"nothing can be mounted on {target!r}: it leads to the container's root",
             hint="look for a symlink to / on the way",
         )
-    if lm.filesystem_type(fd) == lm.PROC_SUPER_MAGIC and place != "/proc":
-        if place not in PROC_FILES:
-            raise RuntimeFailed(
-                f"nothing can be mounted on {target!r}: it leads into /proc",
-                hint="look for a symlink into /proc on the way",
-            )
+    if lm.filesystem_type(fd) == lm.PROC_SUPER_MAGIC:
+        raise RuntimeFailed(
+            f"nothing can be mounted on {target!r}: it leads into /proc",
+            hint="look for a symlink into /proc on the way",
+        )
 
 
 def _refuse_forged(place: str, source_fd: int) -> None:

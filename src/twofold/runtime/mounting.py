@@ -19,7 +19,7 @@ from twofold.errors import RuntimeFailed, TwofoldError
 from twofold.linux import mount as lm
 from twofold.record import dataclass, field
 from twofold.runtime import copy_up, covers, devices, mount_cgroup, mount_sources, mount_targets
-from twofold.runtime.mount_plan import CgroupView, Device, FilesystemPlan, Mount, Options
+from twofold.runtime.mount_plan import CgroupView, Device, FilesystemPlan, Mount, own_options
 from twofold.runtime.mount_sources import Prepared as Prepared
 from twofold.runtime.mount_sources import prepare as prepare
 
@@ -135,7 +135,7 @@ def _change(mount: Mount, target: int) -> int:
     fd = os.dup(target)
     try:
         if options.remount and not options.bind and (options.superblock or options.data):
-            lm.reconfigure(fd, _own_options(mount.kind, options))
+            lm.reconfigure(fd, own_options(options))
         mount_sources.change_attributes(fd, mount, keep_locked=False)
     except BaseException:
         os.close(fd)
@@ -153,7 +153,9 @@ def _new(built: Built, mount: Mount, target: int) -> int:
     )
     if later:
         attributes &= ~lm.ATTR_RDONLY
-    own = {"source": mount.source or mount.kind, **_own_options(mount.kind, options)}
+    own = {"source": mount.source or mount.kind, **own_options(options)}
+    if options.read_only and mount.kind not in _READ_ONLY_BY_MOUNT:
+        own["ro"] = None
     if mount.kind == "tmpfs" and "mode" not in own:
         own["mode"] = f"{os.fstat(target).st_mode & 0o7777:04o}"
     fd = lm.new_filesystem(mount.kind, own, attributes=attributes)
@@ -167,19 +169,6 @@ def _new(built: Built, mount: Mount, target: int) -> int:
         os.close(fd)
         raise
     return fd
-
-
-def _own_options(kind: str, options: Options) -> dict[str, str | None]:
-    """The file system's own options, and those of every superblock."""
-    own: dict[str, str | None] = {}
-    for word in options.data:
-        key, separator, value = word.partition("=")
-        own[key] = value if separator else None
-    for word in options.superblock:
-        own[word] = None
-    if kind not in _READ_ONLY_BY_MOUNT and options.read_only:
-        own["ro"] = None
-    return own
 
 
 def _furnish_dev(built: Built, plan: FilesystemPlan, prepared: Prepared) -> None:

@@ -16,24 +16,12 @@ from dataclasses import dataclass
 from twofold.errors import RuntimeFailed
 from twofold.linux import mount as lm
 from twofold.linux import openat2
+from twofold.runtime import covers, devices, mount_targets
+from twofold.runtime.mount_plan import Options, own_options, parse_options
 from twofold.runtime.plan import Mount, SandboxPlan
 
-_DEVICES = {  # name: (major, minor)
-    "null": (1, 3),
-    "zero": (1, 5),
-    "full": (1, 7),
-    "random": (1, 8),
-    "urandom": (1, 9),
-    "tty": (5, 0),
-}
-_LINKS = {
-    "fd": "/proc/self/fd",
-    "stdin": "/proc/self/fd/0",
-    "stdout": "/proc/self/fd/1",
-    "stderr": "/proc/self/fd/2",
-    "ptmx": "pts/ptmx",
-}
-_KERNEL_FILESYSTEMS = frozenset(["proc", "sysfs", "cgroup", "devpts", "mqueue"])
+_READ_OPTIONS: dict[tuple[str, ...], Options] = {}
+_READ_OPTIONS_LIMIT = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +49,7 @@ def prepare(
             root_fd = lm.open_tree(plan.rootfs.lower[0])
             lm.set_attributes(root_fd, lm.ATTR_RDONLY | lm.ATTR_NODEV | lm.ATTR_NOSUID)
         for index, mount in enumerate(plan.mounts):
+            _options(mount.options)
             if mount.kind == "bind":
                 userns_fd = {"range": range_fd, "owner": owner_fd}.get(mount.idmap, -1)
                 binds[index] = _bind(mount, userns_fd)
@@ -126,39 +115,61 @@ def _forget_volatile(work: str) -> None:
         pass
 
 
+def _options(words: tuple[str, ...]) -> Options:
+    """The words read once per keeper: a sandbox's first process is forked with all of them."""
+    found = _READ_OPTIONS.get(words)
+    if found is None:
+        if len(_READ_OPTIONS) >= _READ_OPTIONS_LIMIT:
+            _READ_OPTIONS.clear()
+        found = _READ_OPTIONS[words] = parse_options(words)
+    return found
+
+
 def _bind(mount: Mount, userns_fd: int) -> int:
+    options = _options(mount.options)
     try:
-        fd = lm.open_tree(mount.source, recursive="rbind" in mount.options)
+        fd = lm.open_tree(mount.source, recursive=options.recursive)
     except FileNotFoundError as error:
         raise RuntimeFailed(
             f"{mount.source!r} does not exist on the host",
             hint=f"make it first: mkdir -p {mount.source}",
         ) from error
     try:
-        attributes, _ = _split_options(mount.options)
+        # Private: what the host mounts below it later is not for the container, nor back.
+        lm.set_attributes(
+            fd, options.attributes, propagation=lm.MS_PRIVATE, recursive=options.recursive
+        )
         if userns_fd >= 0:
-            try:
-                lm.set_attributes(fd, lm.ATTR_IDMAP | attributes, userns_fd=userns_fd)
-                return fd
-            except OSError as error:
-                raise RuntimeFailed(
-                    f"the file system of {mount.source!r} cannot be shown with other owners "
-                    f"({error.strerror})",
-                    hint="use a directory on ext4, xfs, btrfs or tmpfs",
-                ) from error
-        lm.set_attributes(fd, attributes, recursive="rbind" in mount.options)
-        return fd
+            _map_ids(fd, mount.source, userns_fd, recursive=options.recursive)
     except BaseException:
         os.close(fd)
         raise
+    return fd
+
+
+def _map_ids(fd: int, source: str, userns_fd: int, *, recursive: bool) -> None:
+    """Show the tree through the id range; where a file system below cannot, only its top."""
+    try:
+        try:
+            lm.set_attributes(fd, lm.ATTR_IDMAP, userns_fd=userns_fd, recursive=recursive)
+        except OSError:
+            if not recursive:
+                raise
+            lm.set_attributes(fd, lm.ATTR_IDMAP, userns_fd=userns_fd)
+    except OSError as error:
+        raise RuntimeFailed(
+            f"the file system of {source!r} cannot be shown with other owners ({error.strerror})",
+            hint="use a directory on ext4, xfs, btrfs or tmpfs",
+        ) from error
 
 
 def furnish(plan: SandboxPlan, prepared: Prepared, *, mountpoint: str, has_cgroup2: bool) -> None:
     """Build the root and make it ours; afterwards ``/`` is the sandbox's and nothing else is."""
     lm.mount("", "/", flags=lm.MS_REC | lm.MS_PRIVATE)
+    root_fd = prepared.root_fd
     target_fd = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    lm.move_mount(prepared.root_fd, target_fd)
-    root_fd = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    lm.move_mount(root_fd, target_fd)
+    os.close(target_fd)
     for index, mount in enumerate(plan.mounts):
         try:
             _place(mount, prepared.binds.get(index, -1), root_fd, has_cgroup2=has_cgroup2)
@@ -170,102 +181,48 @@ def furnish(plan: SandboxPlan, prepared: Prepared, *, mountpoint: str, has_cgrou
         _write_file(root_fd, path, content)
     for name, value in plan.sysctls.items():
         _write_sysctl(root_fd, name, value)
-    for path in plan.masked_paths:
-        _mask(root_fd, path)
+    if plan.masked_paths:
+        hidden = covers.Covers(covers.open_null())
+        for path in plan.masked_paths:
+            hidden.mask(root_fd, path)
+        hidden.close()
     for path in plan.readonly_paths:
-        _make_readonly(root_fd, path)
+        covers.make_readonly(root_fd, path)
+    if plan.rootfs.read_only:
+        lm.set_attributes(root_fd, lm.ATTR_RDONLY)
     os.fchdir(root_fd)
     lm.pivot_root(".", ".")
     lm.umount(".")
     os.chdir("/")
-    for fd in (target_fd, root_fd):
-        os.close(fd)
     prepared.close()
 
 
 def _place(mount: Mount, bind_fd: int, root_fd: int, *, has_cgroup2: bool) -> None:
-    if mount.kind == "bind":
-        is_directory = stat.S_ISDIR(os.fstat(bind_fd).st_mode)
-        target = _target(root_fd, mount.target, directory=is_directory)
-        lm.move_mount(bind_fd, target)
-        os.close(target)
-        return
-    attributes, options = _split_options(mount.options)
     kind = mount.kind
     if kind == "cgroup":
         if not has_cgroup2:
             return  # a pure v1 host: nothing that a payload could safely be shown
-        kind, options = "cgroup2", {}
-    if mount.kind in _KERNEL_FILESYSTEMS or mount.target == "/dev":
-        _refuse_links(root_fd, mount.target)
-    target = _target(root_fd, mount.target, directory=True)
-    new_fd = lm.new_filesystem(kind, {"source": kind, **options}, attributes=attributes)
-    lm.move_mount(new_fd, target)
-    os.close(new_fd)
-    os.close(target)
-    if mount.target == "/dev":
-        _devices(root_fd)
-
-
-def _target(root_fd: int, path: str, *, directory: bool) -> int:
-    """The place to mount on, made when it is not there."""
-    if directory:
-        return openat2.make_directories(root_fd, path)
+        kind = "cgroup2"
+    place = "" if kind == "bind" else kind
+    target = mount_targets.open_target(root_fd, mount.target, kind=place, source_fd=bind_fd)
     try:
-        return openat2.open_in_root(root_fd, path, os.O_PATH)
-    except FileNotFoundError:
-        os.close(openat2.make_directories(root_fd, os.path.dirname(path)))
-        flags = os.O_CREAT | os.O_WRONLY
-        os.close(openat2.open_in_root(root_fd, path, flags, mode=0o644))
-        return openat2.open_in_root(root_fd, path, os.O_PATH)
-
-
-def _refuse_links(root_fd: int, path: str) -> None:
-    """A kernel file system on a symlink's target would unmask what lies at its usual place."""
-    try:
-        os.close(
-            openat2.openat2(
-                root_fd,
-                path.lstrip("/"),
-                os.O_PATH,
-                resolve=openat2.RESOLVE_IN_ROOT | openat2.RESOLVE_NO_SYMLINKS,
-            )
-        )
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise RuntimeFailed(
-            f"{path!r} in the image is a symlink; the kernel's files cannot be mounted there",
-            hint="use an image with a plain directory at that place",
-        ) from error
-
-
-def _devices(root_fd: int) -> None:
-    """The standard nodes, as binds of the host's: a user namespace may not make devices."""
-    dev_fd = openat2.open_in_root(root_fd, "/dev", os.O_PATH | os.O_DIRECTORY)
-    for name, (major, minor) in _DEVICES.items():
-        status = os.stat(f"/dev/{name}")
-        if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(major, minor):
-            raise RuntimeFailed(f"/dev/{name} of the host is not the device {major}:{minor}")
-        os.close(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=dev_fd))
-        node_fd = lm.open_tree(f"/dev/{name}")
-        target = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dev_fd)
-        lm.move_mount(node_fd, target)
-        os.close(node_fd)
+        if kind == "bind":
+            lm.move_mount(bind_fd, target)
+            return
+        options = _options(mount.options)
+        own: dict[str, str | None] = {"source": kind}
+        if kind != "cgroup2":
+            own |= own_options(options)
+        new_fd = lm.new_filesystem(kind, own, attributes=options.attributes)
+        try:
+            lm.move_mount(new_fd, target)
+            if mount.target == "/dev":
+                devices.show_defaults(new_fd)
+                devices.make_links(new_fd)
+        finally:
+            os.close(new_fd)
+    finally:
         os.close(target)
-    for name, points_to in _LINKS.items():
-        os.symlink(points_to, name, dir_fd=dev_fd)
-    os.close(dev_fd)
-
-
-def bind_console(slave_path: str) -> None:
-    """Show the terminal at ``slave_path`` as /dev/console; called after the pivot."""
-    os.close(os.open("/dev/console", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-    node_fd = lm.open_tree(slave_path)
-    target = os.open("/dev/console", os.O_PATH | os.O_CLOEXEC)
-    lm.move_mount(node_fd, target)
-    os.close(node_fd)
-    os.close(target)
 
 
 def _write_file(root_fd: int, path: str, content: str) -> None:
@@ -292,53 +249,12 @@ def _write_file(root_fd: int, path: str, content: str) -> None:
 def _write_sysctl(root_fd: int, name: str, value: str) -> None:
     path = "/proc/sys/" + name.replace(".", "/")
     try:
-        fd = openat2.open_in_root(root_fd, path, os.O_WRONLY)
+        fd = openat2.open_in_root(root_fd, path, os.O_WRONLY, follow=False)
     except OSError as error:
         raise RuntimeFailed(f"sysctl {name!r} cannot be set: {error.strerror}") from error
     try:
+        if lm.filesystem_type(fd) != lm.PROC_SUPER_MAGIC:
+            raise RuntimeFailed(f"sysctl {name!r} cannot be set: {path} is not the kernel's")
         os.write(fd, value.encode())
     finally:
         os.close(fd)
-
-
-def _mask(root_fd: int, path: str) -> None:
-    """Hide a file behind /dev/null, a directory behind an empty read-only tmpfs."""
-    try:
-        target = openat2.open_in_root(root_fd, path, os.O_PATH)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    if stat.S_ISDIR(os.fstat(target).st_mode):
-        attributes = lm.ATTR_RDONLY | lm.ATTR_NOSUID | lm.ATTR_NODEV | lm.ATTR_NOEXEC
-        cover = lm.new_filesystem("tmpfs", {"size": "0", "mode": "0555"}, attributes=attributes)
-    else:
-        cover = lm.open_tree("/dev/null")
-        if os.fstat(cover).st_rdev != os.makedev(1, 3):
-            raise RuntimeFailed("/dev/null of the host is not the null device")
-    lm.move_mount(cover, target)
-    os.close(cover)
-    os.close(target)
-
-
-def _make_readonly(root_fd: int, path: str) -> None:
-    try:
-        target = openat2.open_in_root(root_fd, path, os.O_PATH)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    copy = lm.open_tree("", dir_fd=target, recursive=True)
-    lm.set_attributes(copy, lm.ATTR_RDONLY, recursive=True)
-    lm.move_mount(copy, target)
-    os.close(copy)
-    os.close(target)
-
-
-def _split_options(options: tuple[str, ...]) -> tuple[int, dict[str, str | None]]:
-    """mount(8) options as attribute bits and as the file system's own."""
-    attributes = 0
-    own: dict[str, str | None] = {}
-    for option in options:
-        if option in lm.ATTRIBUTES:
-            attributes |= lm.ATTRIBUTES[option]
-        elif option not in ("rw", "bind", "rbind", "defaults"):
-            key, separator, value = option.partition("=")
-            own[key] = value if separator else None
-    return attributes, own

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from twofold.errors import RuntimeFailed, TwofoldError
 from twofold.guest.identity import Identity
 from twofold.linux import netconf, process, sockets, tun
-from twofold.runtime import credentials, idmap, payload, resources, rootfs
+from twofold.runtime import credentials, devices, idmap, payload, resources, rootfs
 from twofold.runtime.cgroups import Group, Hierarchies
 from twofold.runtime.plan import SandboxPlan
 
@@ -79,10 +79,10 @@ class Sandbox:
             warnings = group.apply(resources.for_sandbox(plan.cgroup), strict=False)
             if plan.vm is not None:
                 opened = _open_for_vm(plan, given)
-            pid, pidfd = process.clone(NAMESPACES)
+            pid, pidfd = group.clone(NAMESPACES)
             if pid == 0:
                 ours.close()
-                _first_process(plan, host, theirs, opened)
+                _first_process(plan, host, theirs, opened, group)
             theirs.close()
             _hand_over(plan, host, pid, ours, group)
         except BaseException:
@@ -110,8 +110,7 @@ class Sandbox:
 
 
 def _hand_over(plan: SandboxPlan, host: Host, pid: int, sync: socket.socket, group: Group) -> None:
-    """The host-privileged half: cgroup, id maps, mounts."""
-    group.add(pid)
+    """The host-privileged half: id maps, mounts."""
     if plan.cgroup.delegate:
         group.delegate(plan.id_base)
     idmap.write_maps(pid, plan.id_base)
@@ -186,11 +185,12 @@ def _listen_stream(path: str) -> int:
 
 
 def _first_process(
-    plan: SandboxPlan, host: Host, sync: socket.socket, opened: dict[str, int]
+    plan: SandboxPlan, host: Host, sync: socket.socket, opened: dict[str, int], group: Group
 ) -> NoReturn:
     """PID 1 of the sandbox. Never returns to the keeper's code."""
     code = 125
     try:
+        group.enter()
         code = _build_and_run(plan, host, sync, opened)
     except TwofoldError as error:
         _report(sync, error)
@@ -250,8 +250,8 @@ def _become_container(
     # A system container's init expects a console of its own, whoever looks at it.
     terminal = plan.process.tty or not plan.process.init
     if terminal:
-        master, slave, path = payload.open_terminal(message["rows"], message["cols"])
-        rootfs.bind_console(path)
+        master, slave, _ = payload.open_terminal(message["rows"], message["cols"])
+        devices.bind_console(slave)
         sockets.send(sync, {"terminal": True}, (master,))
         os.close(master)
         stdio = (slave, slave, slave)
