@@ -1,5 +1,7 @@
 """Processes and namespaces: clone3, setns, pidfds, prctl, close_range, keyrings."""
 
+from __future__ import annotations
+
 import ctypes
 import os
 import struct
@@ -16,6 +18,7 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+_CLONE_INTO_CGROUP = 0x200000000
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
@@ -25,11 +28,15 @@ PR_SET_SECUREBITS = 28
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_CHILD_SUBREAPER = 36
 _KEYCTL_JOIN_SESSION_KEYRING = 1
+_CLOSE_RANGE_CLOEXEC = 4
+_NS_GET_NSTYPE = 0xB703
 _SIGCHLD = 17  # not from the signal module: it costs the guest agent 0.1 s
 
 
-def clone(flags: int, *, exit_signal: int = _SIGCHLD) -> tuple[int, int]:
+def clone(flags: int, *, exit_signal: int = _SIGCHLD, cgroup_fd: int = -1) -> tuple[int, int]:
     """Fork with ``flags`` (namespaces, CLONE_PARENT). Returns (pid, pidfd); in the child (0, -1).
+
+    With ``cgroup_fd``, of a v2 control group, the child is born in it.
 
     The process must be single-threaded: this is fork(2) for the interpreter, and its own fork
     hooks are run so that the child's interpreter is sound.
@@ -37,6 +44,8 @@ def clone(flags: int, *, exit_signal: int = _SIGCHLD) -> tuple[int, int]:
     pidfd = ctypes.c_int(-1)
     if flags & CLONE_PARENT:
         exit_signal = 0  # the kernel takes the caller's own
+    if cgroup_fd >= 0:
+        flags |= _CLONE_INTO_CGROUP
     arguments = ctypes.create_string_buffer(
         struct.pack(
             "=11Q",
@@ -50,7 +59,7 @@ def clone(flags: int, *, exit_signal: int = _SIGCHLD) -> tuple[int, int]:
             0,
             0,
             0,
-            0,
+            max(cgroup_fd, 0),
         ),
         88,
     )
@@ -76,6 +85,33 @@ def setns(fd: int, flags: int) -> None:
     syscall("setns", fd, flags)
 
 
+def namespace_type(fd: int) -> int:
+    """The CLONE_NEW… flag of the namespace behind ``fd``, which must be on nsfs."""
+    import fcntl
+
+    return fcntl.ioctl(fd, _NS_GET_NSTYPE)
+
+
+def pidfd_open(pid: int) -> int:
+    return syscall("pidfd_open", pid, 0)
+
+
+def stat_of(pid: int) -> tuple[str, int]:
+    """State letter and start time (clock ticks since boot) of a process; ("", 0) without one."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return "", 0
+    try:
+        # The name may hold spaces and parentheses; the last one ends it.
+        fields = os.read(fd, 4096).rpartition(b") ")[2].split()
+    except ProcessLookupError:
+        return "", 0
+    finally:
+        os.close(fd)
+    return fields[0].decode(), int(fields[19])
+
+
 def pidfd_send_signal(pidfd: int, number: int) -> None:
     syscall("pidfd_send_signal", pidfd, number, None, 0)
 
@@ -98,6 +134,16 @@ def close_descriptors(keep: set[int]) -> None:
             syscall("close_range", low, fd - 1, 0)
         low = fd + 1
     syscall("close_range", low, 0xFFFFFFFF, 0)
+
+
+def close_on_exec(keep: set[int]) -> None:
+    """Mark every descriptor that is not in ``keep`` to be closed by the next exec."""
+    low = 0
+    for fd in sorted(keep):
+        if fd > low:
+            syscall("close_range", low, fd - 1, _CLOSE_RANGE_CLOEXEC)
+        low = fd + 1
+    syscall("close_range", low, 0xFFFFFFFF, _CLOSE_RANGE_CLOEXEC)
 
 
 def join_new_session_keyring() -> None:

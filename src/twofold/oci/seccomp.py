@@ -41,9 +41,9 @@ _EPERM = 1
 _ERRNO_LIMIT = 4095  # the kernel cuts larger ones down to this
 _UINT64 = 2**64 - 1
 _SOCKET_PATH_LIMIT_BYTES = 107
-# Between loading the filter and the agent's first look at it, the process in the making tells the
-# runtime so and waits for its answer. An agent asked about these two could never be reached.
-_NEEDED_BEFORE_THE_AGENT = ("write", "read")
+# With it the process in the making tells the runtime of the listener. An agent that was to decide
+# about this call would never hear of it. (The answer is read when the agent has its listener.)
+_TELLS_THE_RUNTIME = "write"
 
 
 def parse(node: Node) -> Seccomp:
@@ -102,12 +102,10 @@ def _rule(node: Node) -> Rule:
         names.refuse("a rule needs the name of a system call")
     action_node = node.need("action")
     action = _action(action_node, node.get("errnoRet"))
-    if action == rules.NOTIFY:
-        for name in _NEEDED_BEFORE_THE_AGENT:
-            if name in listed:
-                names.refuse(
-                    f"{name!r} cannot wait for the agent: it is how the agent gets its listener"
-                )
+    if action == rules.NOTIFY and _TELLS_THE_RUNTIME in listed:
+        names.refuse(
+            f"{_TELLS_THE_RUNTIME!r} cannot wait for the agent: it is how the agent hears of it"
+        )
     arguments = node.get("args")
     conditions = tuple(
         _condition(item) for item in (arguments.elements() if arguments is not None else ())

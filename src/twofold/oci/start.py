@@ -1,0 +1,97 @@
+"""Let a created container run its program: the second half of ``start`` and ``run``."""
+
+from __future__ import annotations
+
+import os
+
+from twofold.errors import RuntimeFailed, TwofoldError, from_dict
+from twofold.oci import channel, fault
+from twofold.oci import state as states
+from twofold.record import replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+
+    from twofold.oci.hooks import Hook
+    from twofold.oci.session import Session
+    from twofold.runtime.seccomp_rules import Seccomp
+
+
+def go(
+    sync: socket.socket,
+    pidfd: int,
+    container: states.Container,
+    record: states.Record,
+    session: Session,
+    *,
+    seccomp: Seccomp | None,
+    poststart: tuple[Hook, ...],
+) -> states.Record:
+    """Say start, and see the program run. Raises what prevented it."""
+    channel.send(sync, {"step": "start"})
+    fault.point("start-asked")
+    see_exec(sync, pidfd, session, seccomp=seccomp, record=record)
+    fault.point("start-going")
+    record = replace(record, status="running")
+    container.save(record)
+    try:
+        os.unlink("start", dir_fd=container.fd)
+    except FileNotFoundError:
+        pass
+    fault.point("start-running")
+    if poststart:
+        _run_poststart(poststart, record, pidfd)
+    return record
+
+
+def see_exec(
+    sync: socket.socket,
+    pidfd: int,
+    session: Session,
+    *,
+    seccomp: Seccomp | None,
+    record: states.Record,
+) -> None:
+    """Until the socket closes, which is the program's exec."""
+    while True:
+        message, _ = channel.receive(sync)
+        if not message:
+            return
+        if "error" in message:
+            raise from_dict(message["error"])
+        if "warning" in message:
+            session.warn(str(message["warning"]))
+        elif "listener" in message:
+            from twofold.runtime import seccomp_listener
+
+            assert seccomp is not None
+            state = states.Observed(record, record.status, -1).to_dict()
+            listener = seccomp_listener.take(pidfd, int(message["listener"]))
+            try:
+                seccomp_listener.deliver(
+                    seccomp.listener_path,
+                    listener,
+                    pid=record.pid,
+                    metadata=seccomp.listener_metadata,
+                    state=state,
+                )
+            finally:
+                os.close(listener)
+            channel.send(sync, {"step": "go"})
+
+
+def _run_poststart(poststart: tuple[Hook, ...], record: states.Record, pidfd: int) -> None:
+    from twofold.linux import process
+    from twofold.oci import hooks
+
+    try:
+        hooks.run("poststart", poststart, states.Observed(record, "running", -1).to_dict())
+    except TwofoldError as error:
+        try:
+            process.pidfd_send_signal(pidfd, 9)
+        except ProcessLookupError:
+            pass
+        raise RuntimeFailed(
+            f"{error.message}; the container was stopped", hint=error.hint
+        ) from error
