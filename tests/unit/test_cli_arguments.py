@@ -297,3 +297,49 @@ def test_a_usage_error_is_printed_once(capsys: pytest.CaptureFixture[str]) -> No
 def test_errors_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["list", "--json", "--nope"]) == 2
     assert capsys.readouterr().err.startswith('{"error": {"code": "usage"')
+
+
+def test_privileges_become_a_specification() -> None:
+    words = (
+        "run --cap-add NET_RAW --cap-drop ALL --read-only --tmpfs /run:size=64m,mode=755,exec "
+        "--tmpfs /tmp --shm-size 128m --ulimit nofile=10:20 --ulimit core=unlimited "
+        "--device /dev/fuse --device /dev/a:/dev/b:r --device /dev/c:mr "
+        "--security-opt seccomp=unconfined --security-opt no-new-privileges:false debian"
+    )
+    assert spec_of(words) == {
+        "image": "debian",
+        "cap_add": ["NET_RAW"],
+        "cap_drop": ["ALL"],
+        "read_only": True,
+        "tmpfs": [
+            {"target": "/run", "size_bytes": 64 << 20, "mode": "755", "executable": True},
+            {"target": "/tmp"},
+        ],
+        "shm_bytes": 128 << 20,
+        "ulimits": {"nofile": [10, 20], "core": [-1, -1]},
+        "devices": [
+            {"path": "/dev/fuse"},
+            {"path": "/dev/a", "access": "r", "target": "/dev/b"},
+            {"path": "/dev/c", "access": "rm"},
+        ],
+        "seccomp": "unconfined",
+        "no_new_privileges": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("run --tmpfs /run:sise=1m debian", "unknown option 'sise=1m'"),
+        ("run --tmpfs /run:size=x debian", "is not a size"),
+        ("run --ulimit nofile debian", "is not NAME=SOFT"),
+        ("run --ulimit nofile=1_0 debian", "is not NAME=SOFT"),
+        ("run --device fuse debian", "is not DEVICE"),
+        ("run --device /dev/a:/dev/b:/dev/c:rw debian", "is not DEVICE"),
+        ("run --security-opt label=disable debian", "is not known"),
+        ("run --privileged debian", "there is no option '--privileged'"),
+    ],
+)
+def test_wrong_privileges_are_named(words: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        spec_of(words)

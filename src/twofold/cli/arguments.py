@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 MEMORY_MINIMUM = 4 << 20
+# What people know from other tools under another name, or what is not here for a reason.
+FOREIGN = {
+    "--privileged": "name what it needs: --cap-add, --device, --security-opt; or --system, or --vm",
+    "--net": "--network default or none",
+    "--mount": "-v SRC:DST[:ro], or --tmpfs DIR",
+    "--no-trunc": "nothing is cut where output is not a terminal",
+    "--memory-swap": "--memory counts memory and swap together",
+    "--userns": "every container has a user namespace of its own; there is no other mode",
+    "--pid": "every instance has processes of its own; there is no other mode",
+    "--init": "it is the default: a small init reaps; --system runs the image's own",
+    "--format": "--json, with jq",
+    "--filter": "--json, with jq",
+}
 SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -147,6 +160,8 @@ class Parser(argparse.ArgumentParser):
         if flag is None:
             raise UsageError(f"too many words: {extra[0]!r}", hint=f"twofold {self.verb} --help")
         name = flag.partition("=")[0]
+        if name in FOREIGN:
+            raise UsageError(f"there is no option {name!r} here", hint=FOREIGN[name])
         near = nearest(name, self._option_string_actions)
         hint = f"did you mean {near}?" if near else f"twofold {self.verb} --help"
         raise UsageError(f"unknown option {name!r}", hint=hint)
@@ -282,6 +297,78 @@ def volume(text: str) -> dict[str, Any]:
     except OSError:
         pass  # not ours to see; the daemon decides
     return {"source": source, "target": target, "read_only": options == "ro"}
+
+
+def tmpfs(text: str) -> dict[str, Any]:
+    """``DIR[:size=64m,mode=1777,exec]``."""
+    target, _, words = text.partition(":")
+    found: dict[str, Any] = {"target": target}
+    for word in words.split(",") if words else []:
+        key, _, value = word.partition("=")
+        if key == "size":
+            try:
+                found["size_bytes"] = size(value)
+            except argparse.ArgumentTypeError as error:
+                raise UsageError(f"tmpfs {text!r}: {error}") from None
+        elif key == "mode":
+            found["mode"] = value
+        elif word == "exec":
+            found["executable"] = True
+        elif word not in ("noexec", "nosuid", "nodev", "rw"):  # as they are anyway
+            raise UsageError(
+                f"tmpfs {text!r}: unknown option {word!r}", hint="--tmpfs /run:size=64m,mode=755"
+            )
+    return found
+
+
+def ulimit(text: str) -> tuple[str, list[int]]:
+    """``nofile=1024:4096``, ``core=unlimited``: the name, and soft and hard."""
+    name, equals, rest = text.partition("=")
+    soft, colon, hard = rest.partition(":")
+    values = []
+    for word in (soft, hard if colon else soft):
+        if word in ("unlimited", "-1"):
+            values.append(-1)
+        elif word.isascii() and word.isdigit():
+            values.append(int(word))
+        else:
+            equals = ""
+    if not name or not equals:
+        raise UsageError(f"ulimit {text!r} is not NAME=SOFT[:HARD]", hint="--ulimit nofile=1024")
+    return name.lower(), values
+
+
+def device(text: str) -> dict[str, Any]:
+    """``/dev/fuse``, ``/dev/fuse:/dev/other:rw``, ``/dev/fuse:r``."""
+    parts = text.split(":")
+    found: dict[str, Any] = {"path": parts[0]}
+    if len(parts) > 1 and parts[-1] and set(parts[-1]) <= set("rwm"):
+        access = parts.pop()
+        found["access"] = "".join(letter for letter in "rwm" if letter in access)
+    if len(parts) == 2:
+        found["target"] = parts[1]
+    if len(parts) > 2 or not all(part.startswith("/") for part in parts):
+        raise UsageError(
+            f"device {text!r} is not DEVICE[:INSIDE][:rwm]", hint="--device /dev/fuse:rw"
+        )
+    return found
+
+
+def security(words: Sequence[str]) -> dict[str, Any]:
+    """``--security-opt``: each word opens or closes one named thing."""
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.replace(":", "=", 1).partition("=")
+        if key == "seccomp" and value in ("unconfined", "default"):
+            found["seccomp"] = value
+        elif key == "no-new-privileges" and (value if equals else "true") in ("true", "false"):
+            found["no_new_privileges"] = value != "false"
+        else:
+            raise UsageError(
+                f"security option {word!r} is not known",
+                hint="seccomp=unconfined, no-new-privileges=true or no-new-privileges=false",
+            )
+    return found
 
 
 def ports(text: str) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ def configure(parser: arguments.Parser) -> None:
     _add_walls(parser)
     _add_process(parser)
     _add_resources(parser)
+    _add_privileges(parser)
 
 
 def _add_walls(parser: arguments.Parser) -> None:
@@ -119,6 +120,56 @@ def _add_resources(parser: arguments.Parser) -> None:
     )
 
 
+def _add_privileges(parser: arguments.Parser) -> None:
+    group = parser.add_argument_group("privileges")
+    group.add_argument(
+        "--cap-add",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="grant a capability (NET_RAW, ALL); show says what it is good for; repeatable",
+    )
+    group.add_argument(
+        "--cap-drop",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="take a capability of the default set away (KILL, ALL); repeatable",
+    )
+    group.add_argument(
+        "--read-only", action="store_true", help="nothing may be written to the root"
+    )
+    group.add_argument(
+        "--tmpfs",
+        action="append",
+        default=[],
+        metavar="DIR[:size=64m,mode=1777,exec]",
+        help="a file system in memory; repeatable",
+    )
+    group.add_argument("--shm-size", type=arguments.size, metavar="SIZE", help="of /dev/shm")
+    group.add_argument(
+        "--ulimit",
+        action="append",
+        default=[],
+        metavar="NAME=SOFT[:HARD]",
+        help="a resource limit: nofile=1024:4096, core=unlimited; repeatable",
+    )
+    group.add_argument(
+        "--device",
+        action="append",
+        default=[],
+        metavar="DEVICE[:INSIDE][:rwm]",
+        help="a device of the host in a container: /dev/fuse; repeatable",
+    )
+    group.add_argument(
+        "--security-opt",
+        action="append",
+        default=[],
+        metavar="WORD=VALUE",
+        help="seccomp=unconfined, or no-new-privileges=true|false; repeatable",
+    )
+
+
 def build(args: argparse.Namespace) -> dict[str, Any]:
     """The specification. Raises UsageError for options that contradict each other."""
     isolation = _isolation(args)
@@ -147,11 +198,25 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
         "network": args.network,
         "hostname": args.hostname,
         "restart": args.restart,
+        **_privileges(args),
         "interactive": args.interactive or None,
         "tty": args.tty or None,
         "auto_remove": args.rm or None,
     }
     return {key: value for key, value in said.items() if value is not None}
+
+
+def _privileges(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "cap_add": args.cap_add or None,
+        "cap_drop": args.cap_drop or None,
+        "read_only": args.read_only or None,
+        "tmpfs": [arguments.tmpfs(text) for text in args.tmpfs] or None,
+        "shm_bytes": args.shm_size,
+        "ulimits": dict(arguments.ulimit(text) for text in args.ulimit) or None,
+        "devices": [arguments.device(text) for text in args.device] or None,
+        **arguments.security(args.security_opt),
+    }
 
 
 def _isolation(args: argparse.Namespace) -> str | None:

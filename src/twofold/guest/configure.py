@@ -12,8 +12,16 @@ import os
 import struct
 import time
 
-from twofold.guest.boot import MS_NODEV, MS_NOSUID, MS_RDONLY, read_text, write_text
-from twofold.linux.mount import mount
+from twofold.guest.boot import (
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_RDONLY,
+    MS_REMOUNT,
+    read_text,
+    write_text,
+)
+from twofold.linux.mount import MS_BIND, mount
 from twofold.linux.netconf import (
     configure_interface,
     configure_loopback,
@@ -64,11 +72,43 @@ def apply(config: dict[str, Any], dial: Dial, *, warnings: list[str]) -> None:
             warnings.append(f"sysctl {name}={value}: {error.strerror}")
     for number, share in enumerate(config.get("shares") or []):
         _mount_share(share, number, dial)
+    for tmpfs in config.get("tmpfs") or []:
+        _mount_tmpfs(tmpfs)
+    if config.get("shm_bytes"):
+        try:
+            mount("", "/dev/shm", flags=MS_REMOUNT, data=f"size={config['shm_bytes']}")
+        except OSError as error:
+            warnings.append(f"/dev/shm: {error.strerror}")
+    if config.get("read_only"):
+        _forbid_writing()
     if config.get("pids") is not None:
         try:
             limit_processes(config["pids"])
         except OSError as error:
             warnings.append(f"no limit on processes: {error}")
+
+
+def _mount_tmpfs(tmpfs: dict[str, Any]) -> None:
+    flags, own = 0, []
+    known = {"nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC}
+    for option in tmpfs["options"]:
+        if option in known:
+            flags |= known[option]
+        else:
+            own.append(option)
+    try:
+        os.makedirs(tmpfs["target"], exist_ok=True)
+        mount("tmpfs", tmpfs["target"], fstype="tmpfs", flags=flags, data=",".join(own))
+    except OSError as error:
+        raise ConfigError(f"tmpfs on {tmpfs['target']}: {error.strerror}") from error
+
+
+def _forbid_writing() -> None:
+    """The root becomes read-only to all who see this mount; the payload may not change it back."""
+    try:
+        mount("", "/", flags=MS_REMOUNT | MS_BIND | MS_RDONLY)
+    except OSError as error:
+        raise ConfigError(f"the root could not be made read-only: {error.strerror}") from error
 
 
 def limit_processes(most: int | None) -> None:

@@ -416,14 +416,15 @@ def _limit(name: str, soft: int, hard: int) -> None:
 
 def _take_identity(process: dict[str, Any], uid: int, gid: int, groups: list[int]) -> None:
     """Capabilities, groups and ids, in the order in which each is still allowed."""
+    confined = process.get("capabilities") is not None
     names = tuple(process.get("capabilities") or ())
-    if names:
+    if confined:
         mask = capabilities.mask_of(names)
         capabilities.drop_bounding(mask, capabilities.last_capability())
     os.setgroups(groups)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
-    if names and uid == 0:
+    if confined and uid == 0:
         capabilities.set_capabilities(effective=mask, permitted=mask)
     if process.get("no_new_privs"):
         prctl(PR_SET_NO_NEW_PRIVS, 1)

@@ -7,9 +7,10 @@ would unmask the kernel's own files. Executed by ``runtime/``.
 import posixpath
 
 from twofold.errors import InvalidInput
+from twofold.instance import privileges
 from twofold.instance.place import Allocation, ImageRoot, Place, files_of, hostname_of
 from twofold.instance.process import main_process
-from twofold.model.instance import InstanceSpec, Volume
+from twofold.model.instance import InstanceSpec, Tmpfs, Volume
 from twofold.runtime.plan import Cgroup, Mount, Rootfs, SandboxPlan, Stdio
 
 PIDS = 2048
@@ -27,9 +28,14 @@ _RESERVED = ("/proc", "/sys", "/dev")
 
 
 def container_plan(
-    spec: InstanceSpec, image: ImageRoot, allocation: Allocation, place: Place
+    spec: InstanceSpec,
+    image: ImageRoot,
+    allocation: Allocation,
+    place: Place,
+    *,
+    device_rules: tuple[str, ...] = (),
 ) -> SandboxPlan:
-    """The whole sandbox of one container."""
+    """The whole sandbox of one container. ``device_rules``: see ``privileges.device_rule``."""
     hostname = hostname_of(allocation.name, spec.hostname)
     return SandboxPlan(
         instance_id=allocation.id,
@@ -41,14 +47,21 @@ def container_plan(
             upper=f"{place.directory}/upper",
             work=f"{place.directory}/work",
             volatile=spec.auto_remove,
+            read_only=spec.read_only,
         ),
-        mounts=(*_kernel_mounts(system=spec.system), *volume_mounts(spec.volumes)),
+        mounts=(
+            *_kernel_mounts(system=spec.system, shm_bytes=spec.shm_bytes or SHM_BYTES),
+            *privileges.device_mounts(spec),
+            *_tmpfs_mounts(spec.tmpfs),
+            *volume_mounts(spec.volumes),
+        ),
         cgroup=Cgroup(
             path=place.cgroup,
             cpus=spec.cpus,
             memory_bytes=spec.memory_bytes,
             pids=spec.pids or PIDS,
             delegate=spec.system,
+            devices=device_rules,
         ),
         process=main_process(spec, image.config, hostname),
         network=place.network,
@@ -71,7 +84,7 @@ def stdio_of(spec: InstanceSpec, place: Place) -> Stdio:
     )
 
 
-def _kernel_mounts(*, system: bool) -> tuple[Mount, ...]:
+def _kernel_mounts(*, system: bool, shm_bytes: int) -> tuple[Mount, ...]:
     strict = ("nosuid", "nodev", "noexec")
     cgroup_mode = "rw" if system else "ro"
     mounts = [
@@ -99,7 +112,7 @@ def _kernel_mounts(*, system: bool) -> tuple[Mount, ...]:
             kind="tmpfs",
             source="shm",
             target="/dev/shm",
-            options=(*strict, "mode=1777", f"size={SHM_BYTES}"),
+            options=(*strict, "mode=1777", f"size={shm_bytes}"),
         ),
         Mount(kind="mqueue", source="mqueue", target="/dev/mqueue", options=strict),
     ]
@@ -111,6 +124,18 @@ def _kernel_mounts(*, system: bool) -> tuple[Mount, ...]:
             Mount(kind="tmpfs", source="tmpfs", target="/tmp", options=(*plain, "mode=1777")),
         ]
     return tuple(mounts)
+
+
+def _tmpfs_mounts(wanted: list[Tmpfs]) -> tuple[Mount, ...]:
+    return tuple(
+        Mount(
+            kind="tmpfs",
+            source="tmpfs",
+            target=tmpfs.target,
+            options=privileges.tmpfs_options(tmpfs),
+        )
+        for tmpfs in wanted
+    )
 
 
 def volume_mounts(volumes: list[Volume]) -> tuple[Mount, ...]:
@@ -133,19 +158,24 @@ def volume_mounts(volumes: list[Volume]) -> tuple[Mount, ...]:
 
 def check_volume(volume: Volume) -> None:
     """Refuse what cannot work or would show the kernel's own files unmasked."""
-    for field, path in (("source", volume.source), ("target", volume.target)):
-        if not path.startswith("/"):
-            raise InvalidInput(
-                f"volume {field} {path!r} is not absolute", hint="-v /host/dir:/inside/dir"
-            )
-    if ".." in volume.target.split("/"):
-        raise InvalidInput(f"volume target {volume.target!r} has '..' in it", hint="-v DIR:/data")
-    target = posixpath.normpath("/" + volume.target.lstrip("/"))
+    if not volume.source.startswith("/"):
+        raise InvalidInput(
+            f"volume source {volume.source!r} is not absolute", hint="-v /host/dir:/inside/dir"
+        )
+    check_target("volume", volume.target, hint="-v DIR:/data")
+
+
+def check_target(what: str, path: str, *, hint: str) -> None:
+    if not path.startswith("/"):
+        raise InvalidInput(f"{what} target {path!r} is not absolute", hint=hint)
+    if ".." in path.split("/"):
+        raise InvalidInput(f"{what} target {path!r} has '..' in it", hint=hint)
+    target = posixpath.normpath("/" + path.lstrip("/"))
     if target == "/":
-        raise InvalidInput("a volume cannot be mounted on '/'", hint="-v DIR:/data")
+        raise InvalidInput(f"a {what} cannot be mounted on '/'", hint=hint)
     for reserved in _RESERVED:
         if target == reserved or target.startswith(f"{reserved}/"):
             raise InvalidInput(
-                f"a volume cannot be mounted on {volume.target!r}: {reserved} is the kernel's",
-                hint="choose another target: -v DIR:/data",
+                f"a {what} cannot be mounted on {path!r}: {reserved} is the kernel's",
+                hint=f"choose another target: {hint}",
             )

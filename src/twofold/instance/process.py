@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 
 from twofold.errors import InvalidInput
+from twofold.instance import privileges
 from twofold.model.image import ImageConfig
 from twofold.model.instance import InstanceSpec
 from twofold.runtime.plan import Process
@@ -127,10 +128,10 @@ def main_process(spec: InstanceSpec, config: ImageConfig, hostname: str) -> Proc
         user=(spec.user if spec.user is not None else config.user) if not spec.system else "",
         tty=spec.tty,
         init=not spec.system,
-        capabilities=SYSTEM_CAPABILITIES if spec.system else CAPABILITIES,
-        no_new_privs=not spec.system,
-        seccomp="system" if spec.system else "default",
-        rlimits=dict(RLIMITS),
+        capabilities=privileges.granted(spec, SYSTEM_CAPABILITIES if spec.system else CAPABILITIES),
+        no_new_privs=privileges.no_new_privileges(spec),
+        seccomp=privileges.seccomp_profile(spec),
+        rlimits=privileges.resource_limits(spec, RLIMITS),
         stop_signal=stop_signal(spec, config),
     )
 

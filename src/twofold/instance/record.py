@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from twofold.errors import Conflict, NotFound
+from twofold.instance import privileges
 from twofold.instance.place import Allocation
 from twofold.model.instance import InstanceSpec, State
 from twofold.runtime import plan
@@ -141,6 +142,7 @@ class Record:
             "ready_seconds": self.ready_seconds,
             "finished_at": self.finished_at,
             "warnings": self.warnings,
+            "weakened": privileges.weakened(self.spec),
             "isolation_facts": self.facts,
         }
 

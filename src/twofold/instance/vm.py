@@ -13,6 +13,7 @@ from typing import Any
 
 from twofold.errors import InvalidInput
 from twofold.hypervisor import machine
+from twofold.instance import privileges
 from twofold.instance.collaborators import MachineParts
 from twofold.instance.container import SYSCTLS, stdio_of
 from twofold.instance.place import Allocation, ImageRoot, Place, files_of, hostname_of
@@ -227,6 +228,11 @@ def _guest(
         "process": asdict(main_process(spec, image.config, hostname)),
         "sysctls": dict(SYSCTLS),
         "pids": spec.pids,
+        "tmpfs": [
+            {"target": one.target, "options": privileges.tmpfs_options(one)} for one in spec.tmpfs
+        ],
+        "shm_bytes": spec.shm_bytes,
+        "read_only": spec.read_only,
         "time": moment.time,
         "entropy": moment.entropy,
     }

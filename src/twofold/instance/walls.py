@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from twofold.errors import InvalidInput
-from twofold.instance import vm
+from twofold.instance import privileges, vm
 from twofold.instance.collaborators import Images, Keeper, Machines
-from twofold.instance.container import PIDS, check_volume, container_plan
+from twofold.instance.container import PIDS, check_target, check_volume, container_plan
 from twofold.instance.place import ImageRoot, Place
 from twofold.instance.process import INIT
 from twofold.instance.record import Record
@@ -66,7 +66,8 @@ class ContainerWall:
         self._keeper = keeper
 
     def check(self, spec: InstanceSpec) -> None:
-        check_volumes(spec)
+        check_targets(spec)
+        privileges.check(spec)
 
     async def provision(self, record: Record, directory: str) -> None:
         for name in ("upper", "work"):
@@ -78,7 +79,13 @@ class ContainerWall:
     ) -> Planned:
         if record.spec.system:
             check_init(image, record.spec.image)
-        plan = container_plan(record.spec, image, record.allocation, place)
+        plan = container_plan(
+            record.spec,
+            image,
+            record.allocation,
+            place,
+            device_rules=tuple(privileges.device_rule(one) for one in record.spec.devices),
+        )
         kernel = os.uname()
         facts = {
             "kernel": kernel.release,
@@ -111,7 +118,8 @@ class VmWall:
         self._machines = machines
 
     def check(self, spec: InstanceSpec) -> None:
-        check_volumes(spec)
+        check_targets(spec)
+        privileges.check(spec)
         vm.check(spec)
         for volume in spec.volumes:
             if not os.path.isdir(volume.source):
@@ -194,20 +202,27 @@ def limits_of(spec: InstanceSpec) -> dict[str, Any]:
     return {"cpus": spec.cpus, "memory_bytes": spec.memory_bytes, "pids": spec.pids}
 
 
-def check_volumes(spec: InstanceSpec) -> None:
+def check_targets(spec: InstanceSpec) -> None:
     """Targets that make sense, sources that exist: a typo must not become an empty directory."""
     seen: set[str] = set()
+    for tmpfs in spec.tmpfs:
+        check_target("tmpfs", tmpfs.target, hint="--tmpfs /run")
+        _check_twice(tmpfs.target, seen, hint="--tmpfs /another")
     for volume in spec.volumes:
         check_volume(volume)
-        target = os.path.normpath(volume.target)
-        if target in seen:
-            raise InvalidInput(f"two volumes on {volume.target!r}", hint="-v DIR:/another")
-        seen.add(target)
+        _check_twice(volume.target, seen, hint="-v DIR:/another")
         if not os.path.exists(volume.source):
             raise InvalidInput(
                 f"volume source {volume.source!r} does not exist on the host",
                 hint=f"mkdir -p {volume.source}",
             )
+
+
+def _check_twice(path: str, seen: set[str], *, hint: str) -> None:
+    target = os.path.normpath(path)
+    if target in seen:
+        raise InvalidInput(f"two volumes or tmpfs on {path!r}", hint=hint)
+    seen.add(target)
 
 
 def check_init(image: ImageRoot, name: str) -> None:

@@ -52,6 +52,24 @@ class Port(Strict):
     protocol: Annotated[str, StringConstraints(pattern=r"^(tcp|udp)$")] = "tcp"
 
 
+class Tmpfs(Strict):
+    """A file system in memory, gone with the instance's end."""
+
+    target: Line
+    size_bytes: int | None = Field(default=None, ge=4096, description="null: half of the memory")
+    mode: Annotated[str, StringConstraints(pattern=r"^[0-7]{3,4}$")] = "1777"
+    executable: bool = False
+
+
+class Device(Strict):
+    """A device of the host in a container. ``target`` empty: at the same path."""
+
+    path: Line = Field(examples=["/dev/fuse"])
+    target: Line = ""
+    access: Annotated[str, StringConstraints(pattern=r"^r?w?m?$", min_length=1)] = "rw"
+
+
+Ulimit = Annotated[int, Field(ge=-1, lt=1 << 63)]
 Cpus = Annotated[float, Field(gt=0, le=4096)]
 MemoryBytes = Annotated[int, Field(ge=4 << 20)]
 Pids = Annotated[int, Field(ge=1, le=4194304)]
@@ -83,6 +101,19 @@ class InstanceSpec(Strict):
         Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62})$")] | None
     ) = None
     restart: RestartPolicy = "no"
+    cap_add: list[Line] = Field(default_factory=list, max_length=64, examples=[["NET_RAW"]])
+    cap_drop: list[Line] = Field(default_factory=list, max_length=64, examples=[["ALL"]])
+    read_only: bool = Field(default=False, description="nothing may be written to the root")
+    tmpfs: list[Tmpfs] = Field(default_factory=list, max_length=64)
+    shm_bytes: int | None = Field(default=None, ge=4096, description="of /dev/shm")
+    ulimits: dict[str, tuple[Ulimit, Ulimit]] = Field(
+        default_factory=dict, max_length=16, description="soft and hard; -1: no limit"
+    )
+    seccomp: Annotated[str, StringConstraints(pattern=r"^(default|unconfined)$")] = "default"
+    no_new_privileges: bool | None = Field(
+        default=None, description="null: on, but for --system instances"
+    )
+    devices: list[Device] = Field(default_factory=list, max_length=64)
     interactive: bool = False
     tty: bool = False
     auto_remove: bool = False
@@ -120,6 +151,9 @@ class Instance(BaseModel):
     )
     finished_at: str | None = None
     warnings: list[str] = Field(default_factory=list)
+    weakened: list[str] = Field(
+        default_factory=list, description="how it is less contained than by default, if it is"
+    )
     isolation_facts: dict[str, Any] = Field(
         default_factory=dict, description="accelerator, kernel, id range: what stands in between"
     )

@@ -37,6 +37,7 @@ class Rootfs:
     work: str = ""
     idmap_lower: bool = True
     volatile: bool = False  # the upper directory is thrown away at the end: never sync it
+    read_only: bool = False  # nothing may be written to it once it is furnished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class Cgroup:
     memory_bytes: int | None = None
     pids: int | None = None
     delegate: bool = False  # system containers: writable inside
+    devices: tuple[str, ...] = ()  # beyond the standard ones: "c 10:229 rw"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +152,7 @@ def from_dict(data: dict[str, Any]) -> SandboxPlan:
     fields = dict(data)
     fields["rootfs"] = Rootfs(**_tuples(fields["rootfs"]))
     fields["mounts"] = tuple(Mount(**_tuples(mount)) for mount in fields["mounts"])
-    fields["cgroup"] = Cgroup(**fields["cgroup"])
+    fields["cgroup"] = Cgroup(**_tuples(fields["cgroup"]))
     fields["process"] = process_from_dict(fields["process"])
     fields["stdio"] = Stdio(**fields["stdio"])
     if fields.get("network"):

@@ -137,12 +137,19 @@ STANDARD_DEVICES = (
 DENY_ALL = DeviceRule(allow=False)
 
 
+def _device_rule(text: str) -> DeviceRule:
+    """``c 10:229 rw``, as the plan has it."""
+    kind, numbers, access = text.split(" ")
+    major, _, minor = numbers.partition(":")
+    return DeviceRule(allow=True, kind=kind, major=int(major), minor=int(minor), access=access)
+
+
 def for_sandbox(limits: Cgroup) -> Resources:
     """The limits of Twofold's own plan. Its memory limit is one on memory and swap together."""
     asked = {"cpus": limits.cpus, "memory_bytes": limits.memory_bytes, "pids": limits.pids}
     changes = change({name: value for name, value in asked.items() if value is not None})
     return Resources(
-        devices=(DENY_ALL, *STANDARD_DEVICES),
+        devices=(DENY_ALL, *STANDARD_DEVICES, *(_device_rule(rule) for rule in limits.devices)),
         memory=changes.memory,
         cpu=changes.cpu,
         pids=changes.pids,

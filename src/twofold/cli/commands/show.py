@@ -47,6 +47,7 @@ def _draw(instance: dict[str, Any]) -> None:
             ("restarts", instance.get("restart_count") or None),
         ],
     )
+    output.write_section("", [("warning", list(instance.get("weakened") or []))])
     facts = [
         (str(key).replace("_", " "), _fact(value))
         for key, value in (instance.get("isolation_facts") or {}).items()
