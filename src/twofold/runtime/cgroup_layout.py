@@ -84,26 +84,23 @@ def relative_path(cgroups_path: str, container_id: str) -> str:
     return "/".join(parts)
 
 
-def own_groups(
+def groups_of(
     hierarchies: Hierarchies,
     *,
+    pid: int | None = None,
     mountinfo_path: str = "/proc/self/mountinfo",
-    cgroup_path: str = "/proc/self/cgroup",
+    cgroup_path: str = "",
 ) -> dict[str, str]:
-    """This process's own group in each hierarchy (the v2 tree is ""), relative to its mount.
-
-    What a relative ``cgroupsPath`` is relative to. A v2 group with processes in it cannot pass
-    controllers down, so there the place is beside the own group, not in it.
-    """
+    """A process's group in each hierarchy (the v2 tree is ""), relative to its mount."""
     roots = {target: root for _, _, target, root in reversed(list(_mounts(mountinfo_path)))}
     found: dict[str, str] = {}
+    cgroup_path = cgroup_path or f"/proc/{pid or 'self'}/cgroup"
     with open(cgroup_path, encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             number, names, path = line.rstrip("\n").split(":", 2)
             if number == "0":
                 if hierarchies.v2:
-                    below = _below(path, roots.get(hierarchies.v2, "/"))
-                    found[""] = below.rpartition("/")[0]
+                    found[""] = _below(path, roots.get(hierarchies.v2, "/"))
                 continue
             for name in names.split(","):
                 if name in hierarchies.v1:

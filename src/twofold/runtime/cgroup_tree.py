@@ -45,6 +45,9 @@ def try_write(path: str, text: str) -> bool:
 def make(directory: str) -> None:
     """Make it and its parents. Another container's removal may take an empty parent meanwhile."""
     for _ in range(_MAKE_TRIES):
+        # Open to all whatever our umask: before Linux 6.16, mounting cgroup2 in a user namespace
+        # walks the path of its root with the rights of whoever is inside.
+        umask = os.umask(0o022)
         try:
             os.makedirs(directory, exist_ok=True)
         except FileNotFoundError:
@@ -59,6 +62,8 @@ def make(directory: str) -> None:
                 f"cannot make the control group {directory}: {error.strerror}",
                 hint="twofold doctor says which control groups can be used",
             ) from error
+        finally:
+            os.umask(umask)
         return
     raise RuntimeFailed(f"cannot make the control group {directory}: its parent keeps vanishing")
 

@@ -92,12 +92,13 @@ def _join(
     sandbox: Sandbox, inside: Callable[[socket.socket], int], keep: tuple[int, ...]
 ) -> tuple[int, socket.socket]:
     ours, theirs = sockets.pair()
-    pid = os.fork()
+    pid, pidfd = sandbox.group.clone(beside=sandbox.pid)
     if pid == 0:
         ours.close()
         process.close_descriptors({0, 1, 2, sandbox.pidfd, theirs.fileno(), *keep})
         _joining_process(sandbox, theirs, inside)
     theirs.close()
+    os.close(pidfd)
     return pid, ours
 
 
@@ -107,7 +108,7 @@ def _joining_process(
     code = 125
     try:
         process.prctl(process.PR_SET_DUMPABLE, 0)
-        sandbox.group.add(os.getpid())
+        sandbox.group.enter()
         process.setns(sandbox.pidfd, NAMESPACES | process.CLONE_NEWCGROUP)
         os.setgroups([])
         os.setresgid(0, 0, 0)
