@@ -4,6 +4,7 @@
 ``twofold``       runs the CLI on it: ``twofold("run", "--rm", image, "true")``
 ``inventory``     takes a snapshot of everything on the machine that belongs to it
 ``no_leaks``      fails the test when it leaves anything behind
+``oci``           the OCI runtime under test, with a leak check of its own
 ``debian_image``, ``alpine_image``, ``busybox_image``   names of images that are there
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import belongings
 import cleanup
+import oci_lab
 import pytest
 
 Runner = Callable[..., "subprocess.CompletedProcess[bytes]"]
@@ -119,3 +121,27 @@ def no_leaks(
 
     yield compare
     compare()
+
+
+@pytest.fixture(scope="session")
+def oci_lab_of_session() -> Iterator[oci_lab.Lab]:
+    lab = oci_lab.open_lab()
+    if not os.path.exists(lab.runtime):
+        pytest.fail(f"no OCI runtime at {lab.runtime}")
+    yield lab
+    lab.close()
+
+
+@pytest.fixture
+def oci(oci_lab_of_session: oci_lab.Lab, request: pytest.FixtureRequest) -> Iterator[oci_lab.Lab]:
+    """An OCI runtime to call (``TWOFOLD_OCI_RUNTIME``). Fails the test when anything stays."""
+    lab = oci_lab_of_session
+    beyond = request.node.get_closest_marker("beyond_runc")
+    if beyond and lab.is_runc:
+        pytest.skip(f"runc: {beyond.kwargs['reason']}")
+    before = lab.inventory()
+    yield lab
+    for container in list(lab.containers):
+        container.delete("--force", check=False)
+    lab.containers.clear()
+    lab.assert_nothing_new(before)
