@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from twofold.errors import RuntimeFailed, TwofoldError
 from twofold.guest.identity import Identity
 from twofold.linux import netconf, process, sockets, tun
-from twofold.runtime import credentials, idmap, payload, resources, rootfs
+from twofold.runtime import credentials, devices, idmap, payload, resources, rootfs
 from twofold.runtime.cgroups import Group, Hierarchies
 from twofold.runtime.plan import SandboxPlan
 
@@ -250,8 +250,8 @@ def _become_container(
     # A system container's init expects a console of its own, whoever looks at it.
     terminal = plan.process.tty or not plan.process.init
     if terminal:
-        master, slave, path = payload.open_terminal(message["rows"], message["cols"])
-        rootfs.bind_console(path)
+        master, slave, _ = payload.open_terminal(message["rows"], message["cols"])
+        devices.bind_console(slave)
         sockets.send(sync, {"terminal": True}, (master,))
         os.close(master)
         stdio = (slave, slave, slave)
