@@ -303,7 +303,7 @@ sample = Seccomp(default_action=ERRNO | 1,
 assert seccomp_compile.compile(sample, {str(tmp_path / "c")!r})
 assert "libseccomp" not in open("/proc/self/maps").read()
 loaded = set(sys.modules)
-assert not loaded & {{"hashlib", "enum", "re", "typing", "dataclasses", "json", "ctypes",
+assert not loaded & {{"hashlib", "enum", "re", "typing", "dataclasses", "json",
     "twofold.runtime.seccomp_translate", "twofold.linux.libseccomp"}}, loaded
 """
     subprocess.run(

@@ -97,38 +97,33 @@ class Grant:
 def grant(asked: CapabilitySets, *, held: int, bounding: int) -> Grant:
     """What of ``asked`` the kernel will give to one who holds ``held`` within ``bounding``.
 
-    The specification wants a warning and no failure for capabilities that cannot be granted:
-    those that this kernel or whoever started us withholds, effective ones that are not permitted,
-    inheritable ones outside the bounding set, ambient ones that are not permitted and inheritable.
+    The specification wants no failure for capabilities that cannot be granted. Those that this
+    kernel or whoever started us withholds are said; silently left out is what contradicts itself:
+    effective but not permitted, inheritable but not bounding, ambient but not permitted and
+    inheritable. Many engines' own default bundles hold the last.
     """
     in_bounds = asked.bounding & bounding
     permitted = asked.permitted & held
-    effective = asked.effective & permitted
     inheritable = asked.inheritable & (in_bounds | permitted)
-    ambient = asked.ambient & permitted & inheritable
     given = CapabilitySets(
         bounding=in_bounds,
-        effective=effective,
+        effective=asked.effective & permitted,
         permitted=permitted,
         inheritable=inheritable,
-        ambient=ambient,
+        ambient=asked.ambient & permitted & inheritable,
     )
-    return Grant(sets=given, warnings=_refusals(asked, given, available=held & bounding))
+    return Grant(sets=given, warnings=_withheld(asked, held & bounding))
 
 
-def _refusals(asked: CapabilitySets, given: CapabilitySets, *, available: int) -> tuple[str, ...]:
+def _withheld(asked: CapabilitySets, available: int) -> tuple[str, ...]:
     warnings = []
     for number, name in enumerate(capabilities.NAMES):
-        missing = [
-            kind for kind in SETS if (getattr(asked, kind) & ~getattr(given, kind)) >> number & 1
-        ]
-        if missing:
-            reason = (
-                "the sets asked for contradict each other"
-                if available >> number & 1
-                else "this kernel or whoever started the runtime withholds it"
-            )
+        if available >> number & 1:
+            continue
+        kinds = [kind for kind in SETS if getattr(asked, kind) >> number & 1]
+        if kinds:
             warnings.append(
-                f"capability CAP_{name} is not granted ({', '.join(missing)}): {reason}"
+                f"capability CAP_{name} is not granted ({', '.join(kinds)}): this kernel or "
+                "whoever started the runtime withholds it"
             )
     return tuple(warnings)

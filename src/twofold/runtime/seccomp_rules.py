@@ -6,6 +6,7 @@ Carried out by ``seccomp_compile`` (rules → BPF) and ``credentials.seal`` (BPF
 
 from __future__ import annotations
 
+from twofold.linux import seccomp
 from twofold.record import dataclass
 
 KILL_PROCESS = 0x80000000
@@ -56,3 +57,8 @@ class Seccomp:
     def notifies(self) -> bool:
         """Whether some call waits for an agent's word, so that a listener must be handed over."""
         return any(rule.action & KIND_MASK == NOTIFY for rule in self.rules)
+
+    @property
+    def load_flags(self) -> int:
+        """What ``credentials.seal`` is to load the program with."""
+        return self.flags | (seccomp.NEW_LISTENER if self.notifies else 0)
