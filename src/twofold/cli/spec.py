@@ -48,6 +48,9 @@ def _add_walls(parser: arguments.Parser) -> None:
         help="of a VM: fast para-virtual devices (default) or what an unmodified system expects",
     )
     group.add_argument(
+        "--cold", action="store_true", help="boot the VM, even where it could be forked"
+    )
+    group.add_argument(
         "--system", action="store_true", help="boot the image's own init instead of a command"
     )
 
@@ -173,6 +176,8 @@ def _add_privileges(parser: arguments.Parser) -> None:
 def build(args: argparse.Namespace) -> dict[str, Any]:
     """The specification. Raises UsageError for options that contradict each other."""
     isolation = _isolation(args)
+    if args.cold and isolation != "vm":
+        raise UsageError("--cold is of a virtual machine", hint="add --vm to the command")
     if args.hardware and isolation != "vm":
         raise UsageError(
             f"--hardware {args.hardware} is of a virtual machine", hint="add --vm to the command"
@@ -202,6 +207,7 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
         "interactive": args.interactive or None,
         "tty": args.tty or None,
         "auto_remove": args.rm or None,
+        "cold": args.cold or None,
     }
     return {key: value for key, value in said.items() if value is not None}
 

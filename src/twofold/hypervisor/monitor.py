@@ -9,7 +9,6 @@ Exit status: the payload's own; 128+N when it died of signal N; 0 when a system 
 125 when Twofold or the guest failed (the reason went to ``status``, or to stderr after the start).
 """
 
-import json
 import os
 import select
 import signal
@@ -111,6 +110,7 @@ class Monitor(Watcher):
         self._qemu: Qemu | None = None
         self._birth = str(vm.get("birth") or "boot")
         self._freezer: Freezer | None = None
+        self._inner: InnerControl | None = None
 
     # -- start ------------------------------------------------------------------------------
 
@@ -152,7 +152,7 @@ class Monitor(Watcher):
         if self._birth == "boot":
             inner.close()
             return
-        control = InnerControl(inner, self.loop, self._qemu_says, self._guest_failed)
+        self._inner = control = InnerControl(inner, self.loop, self._qemu_says, self._guest_failed)
         if self._birth == "template":
             self._freezer = Freezer(
                 self._guest, link=self._link, loop=self.loop, control=control, state_fd=state_fd
@@ -160,14 +160,18 @@ class Monitor(Watcher):
             return
         wake(control, state_fd)
         # Its agent said HELLO to the template's monitor; what we send waits until it wakes up.
-        self._facts = self._link.greeted(json.dumps(self._vm.get("facts")).encode())
+        self._facts = self._link.acquainted(dict(self._vm.get("facts") or {}))
         self._send_config()
 
     def _qemu_says(self, event: str, data: dict[str, Any]) -> None:
         if event == "MIGRATION" and data.get("status") == "failed":
             what = "frozen" if self._freezer else "woken up"
             self._guest_failed(f"QEMU's state could not be {what}")
-        elif event == "MIGRATION" and data.get("status") == "completed" and self._freezer:
+        elif event == "MIGRATION" and data.get("status") == "completed":
+            if not self._freezer:
+                assert self._inner is not None
+                self._inner.execute("cont")  # it was frozen, so it wakes up stopped
+                return
             assert self._qemu is not None
             self._exit_code = 0
             self._qemu.kill()  # all of it is in its two files and on its disk

@@ -116,7 +116,7 @@ def freeze(control: InnerControl, state_fd: int) -> None:
 
 
 def wake(control: InnerControl, state_fd: int) -> None:
-    """Read the devices' state; QEMU lets the guest run when it has it."""
+    """Read the devices' state; a MIGRATION event says when, and then it wants a ``cont``."""
     control.execute("migrate-set-capabilities", capabilities=_CAPABILITIES)
     control.execute("getfd", state_fd, fdname="state")
     control.execute("migrate-incoming", uri="fd:state")

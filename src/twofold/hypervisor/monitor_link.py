@@ -4,6 +4,7 @@ Any thread may ``send``; only the monitor's loop touches the socket. What waits 
 bounded by the streams' credit; what comes in is bounded by the parser. The guest is hostile.
 """
 
+import json
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -81,6 +82,11 @@ class Link:
             raise protocol.ProtocolError(f"window {window!r} is not between {low} and {high}")
         self.window = window
         return facts
+
+    def acquainted(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Go on with an agent that said HELLO to somebody else: no SYNC will come any more."""
+        self._parser = protocol.Parser()
+        return self.greeted(json.dumps(facts).encode())
 
     def close(self) -> None:
         self.sock.close()

@@ -21,7 +21,8 @@ from twofold.instance.collaborators import Collaborators
 from twofold.instance.place import Place, hostname_of
 from twofold.instance.process import main_process, signal_name
 from twofold.instance.record import Record, now
-from twofold.instance.walls import Planned, Wall, remove_tree
+from twofold.instance.trees import remove_tree
+from twofold.instance.walls import Planned, Wall
 from twofold.model.image import ImageConfig
 from twofold.model.instance import State
 from twofold.operations import Operation, StepHandle
@@ -107,7 +108,13 @@ class Lifecycle:
         async with operation.step(title) as step:
             kind = "vm" if record.is_vm else "container"
             undo.push_async_callback(self.discard_sandbox, record)
-            created = await self._keeper.call("create", plan=planned.plan.to_dict())
+            try:
+                created = await self._keeper.call(
+                    "create", planned.fds, plan=planned.plan.to_dict()
+                )
+            finally:
+                for fd in planned.fds:
+                    os.close(fd)
             record.change(pid=created["pid"])
             if place.network:
                 undo.push_async_callback(self._networks.unplug, record.id)

@@ -22,21 +22,32 @@ from twofold.instance.limits import Limits
 from twofold.instance.process import arguments, environment, working_dir
 from twofold.instance.record import Record
 from twofold.instance.sessions import Sessions
+from twofold.instance.templates import TemplateDesk
 from twofold.instance.usage import Gauge
 from twofold.instance.walls import ContainerWall, VmWall, Wall, make_directory
 from twofold.model.image import Image
 from twofold.model.instance import InstanceSpec, State
 from twofold.operations import Operation
 from twofold.runtime import plan
+from twofold.storage.templates import TemplateStore
 
 log = logging.getLogger("twofold.instance")
 
 
 class InstanceManager:
     def __init__(self, rooms: Collaborators) -> None:
+        self.templates = TemplateDesk(
+            TemplateStore(rooms.paths.templates),
+            paths=rooms.paths,
+            keeper=rooms.keeper,
+            machines=rooms.machines,
+            records=rooms.records,
+            ranges=rooms.ranges,
+            scope=rooms.scope,
+        )
         walls: dict[str, Wall] = {
             "container": ContainerWall(rooms.keeper),
-            "vm": VmWall(rooms.keeper, rooms.images, rooms.machines),
+            "vm": VmWall(rooms.keeper, rooms.images, rooms.machines, self.templates),
         }
         self.rooms = rooms
         self.records = rooms.records

@@ -28,7 +28,7 @@ from twofold.instance import restart_policy
 from twofold.instance.lifecycle import adopt
 from twofold.instance.manager import InstanceManager
 from twofold.instance.record import Record, from_row, now
-from twofold.instance.walls import remove_tree
+from twofold.instance.trees import remove_tree
 from twofold.model.instance import InstanceSpec, State
 from twofold.network.manager import Active
 from twofold.runtime import cgroups, plan

@@ -4,9 +4,7 @@ A wall decides what files an instance has and how its plan is made; everything e
 keeper, states, restarts) is the same for both and written once in ``lifecycle.py``.
 """
 
-import asyncio
 import os
-import shutil
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -17,6 +15,7 @@ from twofold.instance.container import PIDS, check_target, check_volume, contain
 from twofold.instance.place import ImageRoot, Place
 from twofold.instance.process import INIT
 from twofold.instance.record import Record
+from twofold.instance.templates import TemplateDesk
 from twofold.model.instance import InstanceSpec
 from twofold.operations import Operation
 from twofold.runtime.plan import SandboxPlan
@@ -112,10 +111,13 @@ class ContainerWall:
 class VmWall:
     """A jailed QEMU: kernel bundle and merged image are shared, the data disk is its own."""
 
-    def __init__(self, keeper: Keeper, images: Images, machines: Machines) -> None:
+    def __init__(
+        self, keeper: Keeper, images: Images, machines: Machines, templates: TemplateDesk
+    ) -> None:
         self._keeper = keeper
         self._images = images
         self._machines = machines
+        self._templates = templates
 
     def check(self, spec: InstanceSpec) -> None:
         check_targets(spec)
@@ -138,16 +140,24 @@ class VmWall:
         if record.spec.system:
             check_init(image, record.spec.image)
         parts = await self._machines.parts(operation)
-        disk = await self._images.disk(image.digest, operation)
-        made = vm.vm_plan(
-            record.spec,
-            image,
-            record.allocation,
-            place,
-            parts=replace(parts, disk=disk),
-            moment=vm.this_moment(),
+        parts = replace(parts, disk=await self._images.disk(image.digest, operation))
+        fork = None
+        if not (record.spec.cold or record.spec.system or record.started_at):
+            fork = await self._templates.fork(record, image, place, parts, operation)
+        made = (
+            fork.plan
+            if fork
+            else vm.vm_plan(
+                record.spec,
+                image,
+                record.allocation,
+                place,
+                parts=parts,
+                moment=vm.this_moment(),
+            )
         )
         facts = {
+            "template": fork.template if fork else None,
             "accelerator": parts.accelerator,
             "accelerator_reason": parts.accelerator_reason,
             "kernel": parts.kernel,
@@ -157,7 +167,7 @@ class VmWall:
             "limits": limits_of(record.spec),
             "virtual_cpus": vm.virtual_cpus(record.spec),
         }
-        return Planned(plan=made, facts=facts)
+        return Planned(plan=made, facts=facts, fds=fork.fds if fork else ())
 
     async def pause(self, record: Record, run_dir: str) -> None:
         await self._machines.pause(run_dir)
@@ -242,15 +252,3 @@ async def make_directory(record: Record, wall: Wall, directory: str) -> None:
     os.mkdir(directory, 0o711)
     os.mkdir(f"{directory}/logs", 0o700)
     await wall.provision(record, directory)
-
-
-async def remove_tree(path: str) -> None:
-    """Remove a directory tree that other processes may have filled with anything."""
-
-    def remove() -> None:
-        # Symlinks inside are not followed: rmtree works by descriptor here.
-        shutil.rmtree(path, ignore_errors=True)
-        if os.path.lexists(path):
-            shutil.rmtree(path)
-
-    await asyncio.to_thread(remove)

@@ -117,6 +117,7 @@ class InstanceSpec(Strict):
     interactive: bool = False
     tty: bool = False
     auto_remove: bool = False
+    cold: bool = Field(default=False, description="boot it, even where a template fits")
 
 
 class InstanceChange(Strict):

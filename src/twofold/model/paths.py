@@ -5,6 +5,7 @@
         images/                          OCI layout, unpacked layers, merged erofs
         instances/ID/                    upper/ work/ data.img logs/ console.log
         kernels/ cache/                  kernel bundles, QEMU jail, compiled filters
+        templates/KEY/                   frozen virtual machines that others are forked from
     RUN (/run/twofold, 0711)             what does not
         api.sock door.sock               0660 root:twofold
         keeper.sock                      0600
@@ -36,6 +37,7 @@ class Paths:
         self.instances = f"{self.root}/instances"
         self.kernels = f"{self.root}/kernels"
         self.cache = f"{self.root}/cache"
+        self.templates = f"{self.root}/templates"
         self.bridge = f"tf{self.key or '0'}"
         self.nft_table = f"twofold{suffix.replace('-', '_')}"
         self.cgroup = f"twofold{suffix}"

@@ -1,0 +1,254 @@
+"""A virtual machine that starts as a fork of a frozen one, and the freezing of that one.
+
+Whatever shapes a guest (kernel, image, QEMU, its command line) is the key of its template; the
+first start of a new shape boots the template, freezes it and forks it, and everybody who wants the
+same meanwhile waits for that one. What cannot be frozen is booted: a template is speed, never a
+condition. Refuses nothing.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from twofold.errors import Corrupt, IllegalState, NotFound, TwofoldError, Unavailable
+from twofold.instance import vm
+from twofold.instance.collaborators import Keeper, MachineParts, Machines
+from twofold.instance.idrange import Ranges
+from twofold.instance.place import Allocation, ImageRoot, Place
+from twofold.instance.record import Record, Records
+from twofold.instance.trees import remove_tree
+from twofold.model.instance import InstanceSpec, Volume
+from twofold.model.paths import Paths
+from twofold.operations import Operation, TaskScope
+from twofold.runtime import plan
+from twofold.storage.templates import FORMAT, Template, TemplateStore
+
+# A shape that could not be frozen is booted for so long before it is tried again.
+_RETRY_AFTER_S = 600.0
+_RELEASE_S = 10.0
+
+log = logging.getLogger("twofold.template")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fork:
+    """``fds`` go with the plan to the keeper; whoever gets this closes them."""
+
+    plan: plan.SandboxPlan
+    fds: tuple[int, ...]
+    template: str
+
+
+class TemplateDesk:
+    """Templates of one daemon."""
+
+    def __init__(
+        self,
+        store: TemplateStore,
+        *,
+        paths: Paths,
+        keeper: Keeper,
+        machines: Machines,
+        records: Records,
+        ranges: Ranges,
+        scope: TaskScope,
+    ) -> None:
+        self.store = store
+        self._paths, self._keeper, self._machines = paths, keeper, machines
+        self._records, self._ranges, self._scope = records, ranges, scope
+        self._building: dict[str, asyncio.Task[Template]] = {}
+        self._failed_at: dict[str, float] = {}
+
+    async def fork(
+        self,
+        record: Record,
+        image: ImageRoot,
+        place: Place,
+        parts: MachineParts,
+        operation: Operation,
+    ) -> Fork | None:
+        """The plan of a fork for this instance, its disk in place; None where it has to boot."""
+        wanted = self._frozen(record.spec, image, parts)
+        key = _key(wanted, parts)
+        if time.monotonic() - self._failed_at.get(key, -_RETRY_AFTER_S) < _RETRY_AFTER_S:
+            return None
+        try:
+            template, ram = await self._ready(key, record.spec, image, parts, operation)
+            disk = f"{place.directory}/data.img"
+            await asyncio.to_thread(self.store.copy_disk, template, disk)
+            state = os.open(template.state, os.O_RDONLY | os.O_CLOEXEC)
+        except (TwofoldError, OSError) as error:
+            self._failed_at[key] = time.monotonic()
+            log.warning("no fork of template %s: %s", key, error)
+            operation.warn(f"booting from cold: {error}", "twofold template list")
+            return None
+        made = vm.vm_plan(
+            record.spec,
+            image,
+            record.allocation,
+            place,
+            parts=parts,
+            moment=vm.this_moment(),
+            birth="fork",
+            facts=template.facts,
+        )
+        return Fork(plan=made, fds=(os.dup(ram), state), template=key)
+
+    async def _ready(
+        self,
+        key: str,
+        spec: InstanceSpec,
+        image: ImageRoot,
+        parts: MachineParts,
+        operation: Operation,
+    ) -> tuple[Template, int]:
+        """The template and its memory: as they are, or made now."""
+        template = await asyncio.to_thread(self.store.find, key)
+        if template is not None:
+            try:
+                return template, await asyncio.to_thread(self.store.memory, template)
+            except Corrupt as error:
+                operation.warn(error.message, "another is made now")
+        task = self._building.get(key)
+        if task is None:
+            work = self._build(key, spec, image, parts)
+            task = self._scope.spawn(work, name=f"template {key}", awaited=True)
+            self._building[key] = task
+            task.add_done_callback(lambda _: self._building.pop(key, None))
+        async with operation.step(f"Booting {spec.image} once, as a template"):
+            # Shielded: others may wait for it, and the next start wants it too.
+            template = await asyncio.shield(task)
+        return template, await asyncio.to_thread(self.store.memory, template)
+
+    async def _build(
+        self, key: str, spec: InstanceSpec, image: ImageRoot, parts: MachineParts
+    ) -> Template:
+        scratch = await asyncio.to_thread(self.store.begin, key)
+        ram = state = -1
+        try:
+            await self._machines.make_data_disk(f"{scratch}/data.img")
+            os.mkdir(f"{scratch}/empty", 0o755)
+            id_base = self._ranges.allocate(self._records.id_bases())
+            made = self._frozen(spec, image, parts, key=key, directory=scratch, id_base=id_base)
+            ram = os.memfd_create("twofold-template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.ftruncate(ram, vm.memory_bytes(spec))
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            state = os.open(f"{scratch}/state", flags, 0o600)
+            facts = await self._freeze(made, (ram, state))
+            kept, ram = ram, -1
+            return await asyncio.to_thread(
+                self.store.keep, key, kept, facts=facts, shape=_shape(spec, image, parts)
+            )
+        except BaseException:
+            await asyncio.to_thread(self.store.abandon, key)
+            raise
+        finally:
+            for fd in (ram, state):
+                if fd >= 0:
+                    os.close(fd)
+
+    async def _freeze(self, made: plan.SandboxPlan, fds: tuple[int, ...]) -> dict[str, Any]:
+        """Boot it, have its monitor freeze it, and leave nothing of the sandbox."""
+        name = made.instance_id
+        try:
+            await self._keeper.call("create", fds, plan=made.to_dict())
+            reply = await self._keeper.call("start", id=name)
+            return dict(reply.get("facts") or {})
+        finally:
+            await self._discard(name)
+            await remove_tree(made.run_dir)
+
+    async def _discard(self, name: str) -> None:
+        try:
+            await self._keeper.call("kill", id=name)
+            deadline = time.monotonic() + _RELEASE_S
+            while time.monotonic() < deadline:
+                try:
+                    await self._keeper.call("release", id=name)
+                    return
+                except IllegalState:  # not dead yet
+                    await asyncio.sleep(0.005)
+        except (NotFound, Unavailable):
+            pass
+
+    def _frozen(
+        self,
+        spec: InstanceSpec,
+        image: ImageRoot,
+        parts: MachineParts,
+        *,
+        key: str = "",
+        directory: str = "",
+        id_base: int = 0,
+    ) -> plan.SandboxPlan:
+        """The plan of the template for ``spec``. Without a key it serves to find the key."""
+        name = f"template-{key}" if key else "template"
+        volumes = [
+            Volume(source=f"{directory}/empty", target=f"/mnt/{number}", read_only=item.read_only)
+            for number, item in enumerate(spec.volumes)
+        ]
+        network = None
+        if spec.network != "none":
+            # A card with nobody at the other end: the guest meets the bridge as a fork.
+            network = plan.Network(
+                host_link=f"tft{key[:8]}",
+                mac=vm.TEMPLATE_MAC,
+                address="0.0.0.0",
+                prefix=32,
+                gateway="",
+            )
+        place = Place(
+            directory=directory,
+            run_dir=self._paths.instance_run(name),
+            cgroup=f"{self._paths.cgroup}/{name}",
+            network=network,
+        )
+        bare = InstanceSpec(
+            image=spec.image,
+            isolation=spec.isolation,
+            hardware=spec.hardware,
+            cpus=spec.cpus,
+            memory_bytes=spec.memory_bytes,
+            volumes=volumes,
+            network=spec.network,
+            command=["/bin/sh"],
+            entrypoint=[],
+            workdir="/",
+            user="",
+        )
+        made = vm.vm_plan(
+            bare,
+            image,
+            Allocation(id=name, name="template", id_base=id_base),
+            place,
+            parts=parts,
+            moment=vm.this_moment(),
+            birth="template",
+        )
+        return replace(made, stdio=plan.Stdio())
+
+
+def _key(made: plan.SandboxPlan, parts: MachineParts) -> str:
+    """16 hex digits that stand for all that shapes the guest: a change of any makes another."""
+    assert made.vm is not None
+    shaping = [FORMAT, made.vm.argv, parts.jail, parts.boot, parts.disk, parts.accelerator]
+    return hashlib.sha256(json.dumps(shaping).encode()).hexdigest()[:16]
+
+
+def _shape(spec: InstanceSpec, image: ImageRoot, parts: MachineParts) -> dict[str, Any]:
+    return {
+        "image": spec.image,
+        "image_digest": image.digest,
+        "hardware": spec.hardware.value,
+        "vcpus": vm.virtual_cpus(spec),
+        "memory_bytes": vm.memory_bytes(spec),
+        "network": spec.network,
+        "volumes": len(spec.volumes),
+        "kernel": parts.kernel,
+        "accelerator": parts.accelerator,
+    }

@@ -1,0 +1,312 @@
+"""Frozen virtual machines on the disk and in memory: what forks are made of.
+
+    TEMPLATES/
+        KEY/            template.json memory state data.img
+        .new-KEY/       one that is being made; data.img is its disk while it boots
+
+The key names everything that shapes the guest, so a template is never changed: it fits or another
+one is made. ``memory`` is kept sparse on the disk; forks share it as a sealed memfd, loaded (and
+its checksum verified) when the first of them asks. ``used`` in a template's directory is touched
+at every fork: the least used go first when all together exceed the limit.
+
+Refuses a template whose files do not match their checksums: it is removed. Starts no machine.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from twofold.errors import Corrupt, NoSpace, NotFound
+from twofold.storage.disk import sparse_copy
+
+FORMAT = 1
+LIMIT_BYTES = 8 << 30
+_CHUNK_BYTES = 4 << 20
+_NEW = ".new-"
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_PARTS = ("memory", "state", "data.img")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """``facts``: what its agent said. ``shape``: what to tell people (image, hardware, sizes)."""
+
+    key: str
+    directory: str
+    facts: dict[str, Any]
+    shape: dict[str, Any]
+    checksums: dict[str, str]
+    created_at: float
+    format: int = field(default=FORMAT)
+
+    @property
+    def state(self) -> str:
+        return f"{self.directory}/state"
+
+    @property
+    def data_disk(self) -> str:
+        return f"{self.directory}/data.img"
+
+    @property
+    def size_bytes(self) -> int:
+        """Blocks on the disk, in bytes."""
+        return sum(os.stat(f"{self.directory}/{name}").st_blocks * 512 for name in _PARTS)
+
+    @property
+    def used_at(self) -> float:
+        try:
+            return os.stat(f"{self.directory}/used").st_mtime
+        except OSError:
+            return self.created_at
+
+
+class TemplateStore:
+    """All methods block and may be called from any thread."""
+
+    def __init__(self, directory: str, *, limit_bytes: int = LIMIT_BYTES) -> None:
+        self._directory, self._limit_bytes = directory, limit_bytes
+        self._memories: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        with self._lock:
+            for fd in self._memories.values():
+                os.close(fd)
+            self._memories.clear()
+
+    def find(self, key: str) -> Template | None:
+        """The template, or None where there is none (or one that cannot be read)."""
+        try:
+            with open(f"{self._directory}/{key}/template.json", encoding="utf-8") as file:
+                said = json.load(file)
+            if said["format"] != FORMAT:
+                return None
+            return Template(directory=f"{self._directory}/{key}", **said)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def list(self) -> list[Template]:
+        """Last used first."""
+        try:
+            names = os.listdir(self._directory)
+        except FileNotFoundError:
+            return []
+        found = [self.find(name) for name in names if not name.startswith(".")]
+        return sorted((item for item in found if item), key=lambda item: -item.used_at)
+
+    def is_loaded(self, key: str) -> bool:
+        return key in self._memories
+
+    # -- making one ---------------------------------------------------------------------------
+
+    def begin(self, key: str) -> str:
+        """An empty directory to boot the template in. What a killed daemon left goes."""
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        scratch = f"{self._directory}/{_NEW}{key}"
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            os.mkdir(scratch, 0o700)
+        except OSError as error:
+            raise _no_space(scratch, error) from None
+        return scratch
+
+    def abandon(self, key: str) -> None:
+        shutil.rmtree(f"{self._directory}/{_NEW}{key}", ignore_errors=True)
+
+    def keep(
+        self, key: str, memory_fd: int, *, facts: dict[str, Any], shape: dict[str, Any]
+    ) -> Template:
+        """Make the frozen machine in ``begin``'s directory a template. Takes ``memory_fd``, a
+        memfd that nothing maps any more, and seals it. Raises NoSpace; nothing is left then."""
+        scratch = f"{self._directory}/{_NEW}{key}"
+        target = f"{self._directory}/{key}"
+        try:
+            fcntl.fcntl(memory_fd, fcntl.F_ADD_SEALS, _SEALS)
+            _write_sparse(memory_fd, f"{scratch}/memory")
+            template = Template(
+                key=key,
+                directory=target,
+                facts=facts,
+                shape=shape,
+                checksums={name: _checksum(f"{scratch}/{name}") for name in _PARTS},
+                created_at=time.time(),
+            )
+            with open(f"{scratch}/template.json", "w", encoding="utf-8") as file:
+                json.dump({k: v for k, v in asdict(template).items() if k != "directory"}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            with self._lock:
+                shutil.rmtree(target, ignore_errors=True)
+                os.rename(scratch, target)
+                self._forget(key)
+                self._memories[key] = memory_fd
+        except OSError as error:
+            os.close(memory_fd)
+            self.abandon(key)
+            raise _no_space(scratch, error) from None
+        self.evict(spare=key)
+        return template
+
+    # -- forking ------------------------------------------------------------------------------
+
+    def memory(self, template: Template) -> int:
+        """A descriptor of its memory, sealed; the store's own, so not to be closed.
+
+        Raises Corrupt when a file is not what was written: the template is gone then.
+        """
+        with self._lock:
+            fd = self._memories.get(template.key)
+            if fd is None:
+                fd = self._memories[template.key] = self._load(template)
+        self._touch(template)
+        return fd
+
+    def copy_disk(self, template: Template, path: str) -> None:
+        """Replace the file ``path`` by a copy of the template's disk. Raises NoSpace."""
+        temporary = f"{path}.new"
+        try:
+            source = os.open(template.data_disk, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+                target = os.open(temporary, flags, 0o600)
+                try:
+                    sparse_copy(source, target)
+                finally:
+                    os.close(target)
+            finally:
+                os.close(source)
+            os.rename(temporary, path)
+        except OSError as error:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+            raise _no_space(path, error) from None
+
+    def _load(self, template: Template) -> int:
+        for name in _PARTS:
+            try:
+                found = _checksum(f"{template.directory}/{name}")
+            except OSError as error:
+                found = error.strerror or "unreadable"
+            if found != template.checksums.get(name):
+                self._remove(template.key)
+                raise Corrupt(
+                    f"template {template.key} is damaged ({name}): it was removed",
+                    hint="the next start makes another",
+                )
+        fd = os.memfd_create("twofold-template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            source = os.open(f"{template.directory}/memory", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                sparse_copy(source, fd)
+            finally:
+                os.close(source)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _touch(self, template: Template) -> None:
+        try:
+            fd = os.open(f"{template.directory}/used", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
+            os.utime(fd)
+            os.close(fd)
+        except OSError:
+            pass  # a full disk: then it counts as less used than it is
+
+    # -- removing -----------------------------------------------------------------------------
+
+    def remove(self, key: str) -> int:
+        """Bytes freed on the disk. Running forks go on. Raises NotFound."""
+        matches = [item for item in self.list() if item.key.startswith(key)] if key else []
+        if len(matches) != 1:
+            what = "no template" if not matches else f"{len(matches)} templates"
+            raise NotFound(f"{what} with key {key!r}", hint="twofold template list")
+        size = matches[0].size_bytes
+        with self._lock:
+            self._remove(matches[0].key)
+        return size
+
+    def evict(self, *, spare: str = "") -> None:
+        """Remove the least used until all together are within the limit."""
+        total = 0
+        for template in self.list():
+            total += template.size_bytes
+            if total > self._limit_bytes and template.key != spare:
+                with self._lock:
+                    self._remove(template.key)
+
+    def _remove(self, key: str) -> None:
+        self._forget(key)
+        # Out of sight first: a daemon that dies in between leaves a name nobody looks up.
+        doomed = f"{self._directory}/{_NEW}gone-{key}"
+        try:
+            os.rename(f"{self._directory}/{key}", doomed)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def _forget(self, key: str) -> None:
+        fd = self._memories.pop(key, None)
+        if fd is not None:
+            os.close(fd)
+
+
+def _extents(fd: int) -> list[tuple[int, int]]:
+    """(start, end) of the file's data; what lies between are holes."""
+    size, at, found = os.fstat(fd).st_size, 0, []
+    while at < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                break
+            raise
+        at = os.lseek(fd, start, os.SEEK_HOLE)
+        found.append((start, at))
+    return found
+
+
+def _write_sparse(source: int, path: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(fd, os.fstat(source).st_size)
+        for start, end in _extents(source):
+            while start < end:
+                block = os.pread(source, min(_CHUNK_BYTES, end - start), start)
+                start += os.pwrite(fd, block, start)
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
+
+
+def _checksum(path: str) -> str:
+    """SHA-256 of size, and of place and content of every block that is not zero throughout."""
+    digest = hashlib.sha256()
+    zero = bytes(_CHUNK_BYTES)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        digest.update(b"%d" % os.fstat(fd).st_size)
+        at = 0
+        for start, end in _extents(fd):
+            at = max(at, start - start % _CHUNK_BYTES)
+            while at < end:
+                block = os.pread(fd, _CHUNK_BYTES, at)
+                if block != zero[: len(block)]:
+                    digest.update(b"@%d:" % at)
+                    digest.update(block)
+                at += _CHUNK_BYTES
+    finally:
+        os.close(fd)
+    return digest.hexdigest()
+
+
+def _no_space(path: str, error: OSError) -> NoSpace:
+    return NoSpace(f"cannot write {path!r}: {error.strerror}", hint="df -h; twofold template prune")
