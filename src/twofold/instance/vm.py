@@ -70,16 +70,6 @@ def memory_bytes(spec: InstanceSpec) -> int:
     return spec.memory_bytes or DEFAULT_MEMORY_BYTES
 
 
-def virtual_cpus(spec: InstanceSpec) -> int:
-    """Processors the guest sees: what it was given time for, rounded up."""
-    return math.ceil(spec.cpus) if spec.cpus else DEFAULT_VCPUS
-
-
-def memory_bytes(spec: InstanceSpec) -> int:
-    """Of the guest."""
-    return spec.memory_bytes or DEFAULT_MEMORY_BYTES
-
-
 def vm_plan(
     spec: InstanceSpec,
     image: ImageRoot,
