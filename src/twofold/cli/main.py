@@ -44,6 +44,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "image rm": ("image_rm", "remove images"),
     "image build": ("image_build", "build an image from the distribution's archive"),
     "image import": ("image_import", "import an OCI archive or a root file system"),
+    "template list": ("template_list", "list what virtual machines are forked from"),
+    "template rm": ("template_rm", "remove templates"),
     "doctor": ("doctor", "say what this host can do, and what mends it"),
     "serve": ("serve", "run the daemon in the foreground"),
     "version": ("version", "print the versions of command and daemon"),
@@ -54,6 +56,7 @@ ALIASES = {
     "ps": "list",
     "images": "image list",
     "image ls": "image list",
+    "templates": "template list",
     "unpause": "resume",
     "remove": "rm",
 }
@@ -120,7 +123,7 @@ def find_verb(words: list[str]) -> tuple[str, list[str]]:
             return verb, words[length:]
     group = [verb for verb in VERBS if verb.startswith(f"{first} ")]
     if group:
-        said = f"image verb {words[1]!r} is not known" if len(words) > 1 else "missing: a verb"
+        said = f"{first} verb {words[1]!r} is not known" if len(words) > 1 else "missing: a verb"
         raise UsageError(said, hint="one of: " + ", ".join(f"twofold {verb}" for verb in group))
     near = nearest(first, [*VERBS, *ALIASES])
     hint = f"did you mean twofold {near}?" if near else "twofold --help"

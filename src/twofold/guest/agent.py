@@ -287,7 +287,8 @@ class Agent:
         try:
             failures = self._stand_up(wish)
             failures += boot.load_modules("modules.late", root_fd=self._initrd_fd)
-        except (OSError, boot.BootError) as error:
+            configure.rehearse(wish)
+        except (OSError, boot.BootError, configure.ConfigError) as error:
             self._refuse(0, GuestFailed(f"the guest could not be prepared: {error}"))
             return
         self._late_loaded = True

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 _LINK_DEADLINE_S = 15.0
+_INTERFACE = "eth0"
 _GROUP = "/sys/fs/cgroup/twofold"
 _SHARE_USER = "qemu"  # the one user of the jail, under which diod serves
 
@@ -143,6 +144,18 @@ def enter_group() -> None:
         pass  # no limit was asked for, or the image keeps cgroups to itself
 
 
+def rehearse(wish: dict[str, Any]) -> None:
+    """What CONFIG will do again, for a template: a fork then finds it done, or fresh in memory."""
+    configure_loopback()
+    mac = wish.get("burned_in_mac")
+    if mac:
+        found = _find_interface(mac)
+        if found != _INTERFACE:
+            rename_interface(found, _INTERFACE)
+    for path in wish.get("files") or []:
+        replace_file(str(path), "")
+
+
 def _set_identity(config: dict[str, Any], warnings: list[str]) -> None:
     """Clock, randomness and name: what two guests from one template must not share."""
     try:
@@ -171,15 +184,10 @@ def add_entropy(seed: bytes) -> None:
 
 
 def _set_network(network: dict[str, Any]) -> None:
-    wanted = network.get("interface") or "eth0"
+    wanted = network.get("interface") or _INTERFACE
     # A fork's card still has the address of the template it was frozen with.
     burned_in = network.get("burned_in_mac") or network["mac"]
-    end = time.monotonic() + _LINK_DEADLINE_S
-    while (found := interface_by_mac(burned_in)) is None:
-        if time.monotonic() > end:
-            present = ", ".join(sorted(os.listdir("/sys/class/net")))
-            raise ConfigError(f"no interface has the address {burned_in} (have: {present})")
-        time.sleep(0.01)
+    found = _find_interface(burned_in)
     try:
         if burned_in != network["mac"]:
             set_hardware_address(found, network["mac"])
@@ -194,6 +202,17 @@ def _set_network(network: dict[str, Any]) -> None:
         )
     except OSError as error:
         raise ConfigError(f"network: {error.strerror}") from error
+
+
+def _find_interface(mac: str) -> str:
+    """The driver was only just loaded: its card may take a moment."""
+    end = time.monotonic() + _LINK_DEADLINE_S
+    while (found := interface_by_mac(mac)) is None:
+        if time.monotonic() > end:
+            present = ", ".join(sorted(os.listdir("/sys/class/net")))
+            raise ConfigError(f"no interface has the address {mac} (have: {present})")
+        time.sleep(0.01)
+    return found
 
 
 def replace_file(path: str, content: str) -> None:

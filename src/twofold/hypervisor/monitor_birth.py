@@ -145,6 +145,8 @@ class Freezer(Watcher):
             "mode": self._guest.get("mode"),
             "network": bool(self._guest.get("network")),
             "shares": bool(self._guest.get("shares")),
+            "burned_in_mac": (self._guest.get("network") or {}).get("burned_in_mac"),
+            "files": list(self._guest.get("files") or ()),
         }
         self._link.send(protocol.encode_json(protocol.PREPARE, 0, wish))
 

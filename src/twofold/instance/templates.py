@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from twofold.errors import Corrupt, IllegalState, NotFound, TwofoldError, Unavailable
@@ -22,6 +23,7 @@ from twofold.instance.idrange import Ranges
 from twofold.instance.place import Allocation, ImageRoot, Place
 from twofold.instance.record import Record, Records
 from twofold.instance.trees import remove_tree
+from twofold.model import template as model
 from twofold.model.instance import InstanceSpec, Volume
 from twofold.model.paths import Paths
 from twofold.operations import Operation, TaskScope
@@ -63,6 +65,25 @@ class TemplateDesk:
         self._records, self._ranges, self._scope = records, ranges, scope
         self._building: dict[str, asyncio.Task[Template]] = {}
         self._failed_at: dict[str, float] = {}
+
+    async def select(self) -> list[model.Template]:
+        """Last used first."""
+        found = await asyncio.to_thread(self.store.list)
+        return [self._shown(template) for template in found]
+
+    async def find(self, key: str) -> model.Template:
+        """By key or its unique beginning. Raises NotFound."""
+        return self._shown(await asyncio.to_thread(self.store.pick, key))
+
+    def _shown(self, template: Template) -> model.Template:
+        return model.Template(
+            key=template.key,
+            shape=template.shape,
+            size_bytes=template.size_bytes,
+            loaded=self.store.is_loaded(template.key),
+            created_at=_when(template.created_at),
+            used_at=_when(template.used_at),
+        )
 
     async def fork(
         self,
@@ -238,6 +259,10 @@ def _key(made: plan.SandboxPlan, parts: MachineParts) -> str:
     assert made.vm is not None
     shaping = [FORMAT, made.vm.argv, parts.jail, parts.boot, parts.disk, parts.accelerator]
     return hashlib.sha256(json.dumps(shaping).encode()).hexdigest()[:16]
+
+
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _shape(spec: InstanceSpec, image: ImageRoot, parts: MachineParts) -> dict[str, Any]:

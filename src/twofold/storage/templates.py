@@ -223,15 +223,20 @@ class TemplateStore:
 
     # -- removing -----------------------------------------------------------------------------
 
-    def remove(self, key: str) -> int:
-        """Bytes freed on the disk. Running forks go on. Raises NotFound."""
+    def pick(self, key: str) -> Template:
+        """By key or its unique beginning. Raises NotFound."""
         matches = [item for item in self.list() if item.key.startswith(key)] if key else []
         if len(matches) != 1:
             what = "no template" if not matches else f"{len(matches)} templates"
             raise NotFound(f"{what} with key {key!r}", hint="twofold template list")
-        size = matches[0].size_bytes
+        return matches[0]
+
+    def remove(self, key: str) -> int:
+        """Bytes freed on the disk. Running forks go on. Raises NotFound."""
+        template = self.pick(key)
+        size = template.size_bytes
         with self._lock:
-            self._remove(matches[0].key)
+            self._remove(template.key)
         return size
 
     def evict(self, *, spare: str = "") -> None:

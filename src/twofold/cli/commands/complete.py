@@ -110,6 +110,9 @@ def _words_for(action: argparse.Action, verb: str, root: str | None) -> Iterator
     if action.metavar == "IMAGE" or verb == "image rm":
         for image in client.call("GET", url("images")):
             yield from ((name, "image") for name in image["names"])
+    elif action.metavar == "KEY":
+        for template in client.call("GET", url("templates")):
+            yield template["key"], template["shape"]["image"]
     elif action.metavar == "NAME" and verb != "image import":
         for instance in client.call("GET", url("instances", all=True)):
             yield instance["name"], instance["state"]

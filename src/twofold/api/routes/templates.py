@@ -1,0 +1,36 @@
+"""Templates: list, show, remove. They are made by starting a virtual machine."""
+
+import asyncio
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from twofold.api.replies import reply
+from twofold.api.services import services
+from twofold.model.template import Template
+
+router = APIRouter(tags=["templates"])
+
+
+class Freed(BaseModel):
+    size_bytes: int
+
+
+@router.get("/templates", response_model=list[Template], summary="All templates")
+async def list_templates(request: Request) -> Response:
+    found = await services(request).instances.templates.select()
+    return reply([template.model_dump(mode="json") for template in found])
+
+
+@router.get("/templates/{key}", response_model=Template, summary="One template")
+async def show_template(request: Request, key: str) -> Response:
+    found = await services(request).instances.templates.find(key)
+    return reply(found.model_dump(mode="json"))
+
+
+@router.delete("/templates/{key}", response_model=Freed, summary="Remove a template")
+async def remove_template(request: Request, key: str) -> Response:
+    store = services(request).instances.templates.store
+    return reply({"size_bytes": await asyncio.to_thread(store.remove, key)})
