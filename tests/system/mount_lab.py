@@ -42,6 +42,8 @@ def run(config: dict[str, Any], bundle: str, probe: Probe, **chosen: Any) -> Any
         user_namespace=options.userns,
         cgroup_namespace=options.cgroupns,
     )
+    if options.userns:
+        _give(f"{bundle}/rootfs")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     flags = process.CLONE_NEWPID
     if options.mountns:
@@ -59,6 +61,13 @@ def run(config: dict[str, Any], bundle: str, probe: Probe, **chosen: Any) -> Any
     finally:
         ours.close()
         os.waitpid(pid, 0)
+
+
+def _give(root: str) -> None:
+    """As an engine unpacks an image for a user namespace: its directories belong to root inside."""
+    for directory, _, _ in os.walk(root):
+        if os.stat(directory).st_uid == 0:
+            os.chown(directory, RANGE, RANGE)
 
 
 def _outside(sock: socket.socket, pid: int, plan: Any, options: Options) -> Any:

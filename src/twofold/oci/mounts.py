@@ -164,7 +164,7 @@ def _options(words: Node | None, kind: str, label: str) -> Options:
         return options
     if any(word.startswith("context=") for word in options.data):
         return options
-    return replace(options, data=(*options.data, f"context={label}"))
+    return replace(options, data=(*options.data, f'context="{label}"'))
 
 
 def _check_words(node: Node, mount: Mount) -> None:

@@ -15,6 +15,10 @@ from twofold.linux import mount as lm
 from twofold.linux import openat2
 from twofold.runtime.mount_plan import Device
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container
+
 DEFAULTS = {  # name: (major, minor)
     "null": (1, 3),
     "zero": (1, 5),
@@ -45,14 +49,28 @@ def open_dev(root_fd: int) -> int:
         ) from error
 
 
-def show_defaults(dev_fd: int) -> None:
-    """The default nodes as binds of the host's: for a fresh ``/dev`` in a user namespace."""
+def show_defaults(dev_fd: int, *, but: Container[str] = ()) -> None:
+    """The default nodes as binds of the host's: for a ``/dev`` in a user namespace.
+
+    ``but`` are paths that somebody else sees to.
+    """
     for name, numbers in DEFAULTS.items():
+        if f"/dev/{name}" in but:
+            continue
         node_fd = open_host_node(f"/dev/{name}", "c", *numbers)
         try:
             _attach(node_fd, dev_fd, name)
         finally:
             os.close(node_fd)
+
+
+def make_defaults(dev_fd: int, *, but: Container[str] = ()) -> None:
+    """The default nodes made anew, each the container's own. The caller's umask must be 0."""
+    for name, (major, minor) in DEFAULTS.items():
+        path = f"/dev/{name}"
+        if path not in but:
+            device = Device(name="linux.devices", path=path, kind="c", major=major, minor=minor)
+            _make_node(dev_fd, name, device)
 
 
 def open_host_node(path: str, kind: str, major: int, minor: int) -> int:
@@ -124,11 +142,14 @@ def _make_node(parent: int, name: str, device: Device) -> None:
                 hint="remove the file from the root, or choose another path",
             ) from None
         return  # as it is: whoever made it had reasons for its mode
-    except PermissionError as error:
-        raise RuntimeFailed(
-            f"{device.name}: {device.path!r} cannot be made: {error.strerror}",
-            hint="making device nodes needs CAP_MKNOD on this host",
-        ) from error
+    except PermissionError:
+        # We are in a user namespace ourselves, or were left without CAP_MKNOD.
+        node_fd = open_host_node(device.path, device.kind, device.major, device.minor)
+        try:
+            _attach(node_fd, parent, name)
+        finally:
+            os.close(node_fd)
+        return
     if (device.uid, device.gid) != (0, 0):
         os.chown(name, device.uid, device.gid, dir_fd=parent, follow_symlinks=False)
 

@@ -180,7 +180,8 @@ def own_options(options: Options) -> dict[str, str | None]:
             key, separator, value = item.partition("=")
             own[key] = value.strip('"') if separator else None
     for word in options.superblock:
-        own[word] = None
+        if word not in ("noiversion", "nomand"):  # as every file system is anyway
+            own[word] = None
     return own
 
 

@@ -158,17 +158,39 @@ def change_attributes(fd: int, mount: Mount, *, keep_locked: bool) -> None:
     """Apply what the options say, first to the tree and then to its top.
 
     With ``keep_locked`` nothing that the host's mount had is taken away: in a user namespace the
-    kernel itself would lock read-only, nosuid and the like, and this runs with more rights.
+    kernel itself would lock read-only, nosuid and the like, and this runs with more rights. Where
+    the kernel does lock them, because we are in a user namespace ourselves, they stay, too.
     """
     options = mount.options
+    clearable = lm.ATTR_ATIME_MASK | lm.ATTR_NOSYMFOLLOW  # these it does not lock
+    if keep_locked and options.clear & options.recursive_attributes:
+        # An exception at the top from what we set ourselves for the whole tree.
+        clearable |= options.recursive_attributes & ~_of_the_source(fd)
     for attributes, clear, recursive in (
         (options.recursive_attributes, options.recursive_clear, True),
         (options.attributes, options.clear, False),
     ):
+        if not attributes | clear:
+            continue
         if keep_locked:
-            clear &= lm.ATTR_ATIME_MASK if attributes & lm.ATTR_ATIME_MASK else 0
-        if attributes or clear:
+            clear &= clearable
+        try:
             lm.set_attributes(fd, attributes, clear=clear, recursive=recursive)
+        except PermissionError:
+            kept = attributes & ~lm.ATTR_ATIME_MASK
+            lm.set_attributes(fd, kept, recursive=recursive)
+
+
+def _of_the_source(fd: int) -> int:
+    """Attributes that the mount at ``fd`` has, those of them that a user namespace locks."""
+    flags = os.fstatvfs(fd).f_flag
+    pairs = (
+        (os.ST_RDONLY, lm.ATTR_RDONLY),
+        (os.ST_NOSUID, lm.ATTR_NOSUID),
+        (os.ST_NODEV, lm.ATTR_NODEV),
+        (os.ST_NOEXEC, lm.ATTR_NOEXEC),
+    )
+    return sum(attribute for flag, attribute in pairs if flags & flag)
 
 
 def _map_ids(fd: int, mount: Mount, userns_fd: int) -> None:

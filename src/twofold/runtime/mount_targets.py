@@ -35,13 +35,18 @@ def normal(target: str) -> str:
 
 
 def why_not(target: str, kind: str, *, bind: bool) -> str:
-    """Why nothing may be mounted at ``target``, as far as its name tells; empty when it may."""
+    """Why nothing may be mounted at ``target``, as far as its name tells; empty when it may.
+
+    Neither a kind nor a bind: what is mounted there is changed, and that is allowed anywhere.
+    """
     place = normal(target)
+    if not kind and not bind:
+        return ""
     if place == "/":
         return "a mount there would hide the container's root"
-    if place == "/proc" and not bind and kind and kind != "proc":
+    if place == "/proc" and not bind and kind != "proc":
         return "only the proc file system may be mounted there"
-    if place == "/sys" and not bind and kind and kind != "sysfs":
+    if place == "/sys" and not bind and kind != "sysfs":
         return "only the sysfs file system may be mounted there"
     if place.startswith("/proc/") and place not in PROC_FILES:
         return "inside /proc only some files may be replaced (/proc/cpuinfo, /proc/meminfo …)"

@@ -13,13 +13,23 @@ says what. ``prepare`` (in ``mount_sources``) is the runtime's half and comes fi
 
 from __future__ import annotations
 
+import errno
 import os
 
 from twofold.errors import RuntimeFailed, TwofoldError
 from twofold.linux import mount as lm
+from twofold.linux import openat2
 from twofold.record import dataclass, field
-from twofold.runtime import copy_up, covers, devices, mount_cgroup, mount_sources, mount_targets
-from twofold.runtime.mount_plan import CgroupView, Device, FilesystemPlan, Mount, own_options
+from twofold.runtime import (
+    copy_up,
+    covers,
+    devices,
+    mount_cgroup,
+    mount_legacy,
+    mount_sources,
+    mount_targets,
+)
+from twofold.runtime.mount_plan import CgroupView, FilesystemPlan, Mount, own_options
 from twofold.runtime.mount_sources import Prepared as Prepared
 from twofold.runtime.mount_sources import prepare as prepare
 
@@ -101,50 +111,70 @@ def _place(
     cgroups: CgroupView | None,
 ) -> None:
     options = mount.options
+    if options.remount or not (options.bind or mount.kind):
+        _change(built, mount)
+        return
     source_fd = prepared.binds.get(index, -1)
-    change = not options.bind and not mount.kind
-    target = mount_targets.open_target(
-        built.root_fd,
-        mount.target,
-        kind=mount.kind if not options.bind else "",
-        source_fd=source_fd,
-        make=not change and not options.remount,
-    )
+    target, existed = _target(built, mount, source_fd)
     try:
-        if change or options.remount:
-            fd = _change(mount, target)
-        elif options.bind:
+        if options.bind:
             fd = os.dup(source_fd)
             lm.move_mount(fd, target)
         elif index in prepared.cgroups and cgroups is not None:
             fd = mount_cgroup.place(mount, target, cgroups, prepared.cgroups[index])
         else:
-            fd = _new(built, mount, target)
+            fd = _new(built, mount, target, existed=existed)
     finally:
         os.close(target)
     try:
-        for flag, recursive in options.propagation:
-            lm.set_attributes(fd, 0, propagation=flag, recursive=recursive)
+        _propagate(fd, mount)
     finally:
         os.close(fd)
 
 
-def _change(mount: Mount, target: int) -> int:
+def _propagate(fd: int, mount: Mount) -> None:
+    for flag, recursive in mount.options.propagation:
+        lm.set_attributes(fd, 0, propagation=flag, recursive=recursive)
+
+
+def _target(built: Built, mount: Mount, source_fd: int) -> tuple[int, bool]:
+    """The place of a mount, and whether it was there before."""
+
+    def opened(*, make: bool) -> int:
+        return mount_targets.open_target(
+            built.root_fd, mount.target, kind=mount.kind, source_fd=source_fd, make=make
+        )
+
+    if mount.kind == "tmpfs":
+        try:
+            return opened(make=False), True
+        except FileNotFoundError:
+            return opened(make=True), False
+    return opened(make=True), True
+
+
+def _change(built: Built, mount: Mount) -> None:
     """``remount`` or propagation of what is mounted at the target already."""
     options = mount.options
-    fd = os.dup(target)
+    fd = openat2.open_in_root(built.root_fd, mount.target, os.O_PATH)
     try:
         if options.remount and not options.bind and (options.superblock or options.data):
             lm.reconfigure(fd, own_options(options))
         mount_sources.change_attributes(fd, mount, keep_locked=False)
-    except BaseException:
+        _propagate(fd, mount)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise RuntimeFailed(
+            f"{mount.name}: what is at {mount.target!r} cannot be changed like this: {error}",
+            hint="an entry with neither a type nor bind changes an earlier one at the same place",
+        ) from error
+    finally:
         os.close(fd)
-        raise
-    return fd
 
 
-def _new(built: Built, mount: Mount, target: int) -> int:
-    """A new file system on the target."""
+def _new(built: Built, mount: Mount, target: int, *, existed: bool) -> int:
+    """A new file system on the target. A tmpfs takes the mode of the directory it covers."""
     options = mount.options
     attributes = (options.recursive_attributes & ~options.clear) | options.attributes
     # Later mounts and the devices need places made in it first.
@@ -156,9 +186,14 @@ def _new(built: Built, mount: Mount, target: int) -> int:
     own = {"source": mount.source or mount.kind, **own_options(options)}
     if options.read_only and mount.kind not in _READ_ONLY_BY_MOUNT:
         own["ro"] = None
-    if mount.kind == "tmpfs" and "mode" not in own:
+    if mount.kind == "tmpfs" and existed and "mode" not in own:
         own["mode"] = f"{os.fstat(target).st_mode & 0o7777:04o}"
-    fd = lm.new_filesystem(mount.kind, own, attributes=attributes)
+    if mount_legacy.is_needed(options, own):
+        fd = mount_legacy.new_filesystem(
+            mount.kind, options, own, attributes=attributes, place_fd=target
+        )
+    else:
+        fd = lm.new_filesystem(mount.kind, own, attributes=attributes)
     try:
         if options.copy_up:
             copy_up.fill(target, fd)
@@ -175,21 +210,16 @@ def _furnish_dev(built: Built, plan: FilesystemPlan, prepared: Prepared) -> None
     """Default devices and links, then the document's; nothing where ``/dev`` is the host's."""
     if any(mount_targets.normal(m.target) == "/dev" and m.options.bind for m in plan.mounts):
         return
+    made = {device.path for device in plan.devices}
     dev_fd = devices.open_dev(built.root_fd)
     try:
         if plan.user_namespace:
-            devices.show_defaults(dev_fd)
+            devices.show_defaults(dev_fd, but=made)
+        else:
+            devices.make_defaults(dev_fd, but=made)
         devices.make_links(dev_fd)
     finally:
         os.close(dev_fd)
-    made = {device.path for device in plan.devices}
-    if not plan.user_namespace:
-        for name, (major, minor) in devices.DEFAULTS.items():
-            device = Device(
-                name="linux.devices", path=f"/dev/{name}", kind="c", major=major, minor=minor
-            )
-            if device.path not in made:
-                devices.make(built.root_fd, device)
     for index, device in enumerate(plan.devices):
         if device.path != "/dev/ptmx":  # a link to the container's own devpts, always
             host_fd = prepared.devices.get(index, -1)
