@@ -15,7 +15,7 @@ from twofold.hypervisor import monitor
 from twofold.linux import mount as lm
 from twofold.linux import process, sockets
 from twofold.model.paths import Paths
-from twofold.runtime import cgroups, seccomp
+from twofold.runtime import cgroups, keeper_group, seccomp
 from twofold.runtime.keeper import Keeper
 from twofold.runtime.loop import Loop
 from twofold.runtime.sandbox import Host
@@ -34,6 +34,7 @@ def main() -> int:
     # Mounts made here are never seen outside; what the host mounts later is still seen here.
     process.unshare(process.CLONE_NEWNS)
     lm.mount("", "/", flags=lm.MS_REC | lm.MS_SLAVE)
+    own_group = keeper_group.leave(paths.cgroup)
     loop = Loop()
     host = _host(paths)
     listener = sockets.listen(paths.keeper_socket, mode=0o600)
@@ -52,6 +53,8 @@ def main() -> int:
     loop.run()
     for path in (paths.keeper_socket, paths.door_socket):
         os.unlink(path)
+    if own_group:
+        keeper_group.give_back(own_group)
     return 0
 
 
