@@ -5,6 +5,7 @@ descriptor, so that no path is looked up twice and nothing can be swapped in bet
 """
 
 import ctypes
+import errno
 import os
 import struct
 
@@ -108,7 +109,13 @@ def move_mount(mount_fd: int, target_fd: int) -> None:
 
 def new_filesystem(fstype: str, options: dict[str, str | None], *, attributes: int = 0) -> int:
     """A new file system as a detached mount. An option with value None is a flag."""
-    fs_fd = syscall("fsopen", path_bytes(fstype), FSOPEN_CLOEXEC)
+    try:
+        fs_fd = syscall("fsopen", path_bytes(fstype), FSOPEN_CLOEXEC)
+    except OSError as error:
+        reason = "this kernel knows no such file system"
+        if error.errno != errno.ENODEV:
+            reason = os.strerror(error.errno or 0)
+        raise OSError(error.errno, f"type {fstype!r}: {reason}") from error
     try:
         _configure(fs_fd, options, FSCONFIG_CMD_CREATE)
         return syscall("fsmount", fs_fd, FSMOUNT_CLOEXEC, attributes)

@@ -43,12 +43,13 @@ def parse(
     *,
     bundle: str,
     mount_namespace: bool = True,
+    shared_namespace: bool = False,
     user_namespace: bool = False,
     cgroup_namespace: bool = False,
 ) -> FilesystemPlan:
     """Read everything that concerns the container's files. The namespaces are those it will have.
 
-    ``mount_namespace`` is True only for a new one: what somebody else lives in is not rearranged.
+    ``shared_namespace``: it is somebody else's, joined: mounts are made in it, its root stays.
     """
     linux = document.get("linux")
     if not mount_namespace:
@@ -71,6 +72,7 @@ def parse(
         readonly_paths=_paths(linux, "readonlyPaths"),
         propagation=_propagation(linux),
         mount_namespace=mount_namespace,
+        shared_namespace=shared_namespace,
         user_namespace=user_namespace,
         cgroup_namespace=cgroup_namespace,
         warnings=tuple(warnings),

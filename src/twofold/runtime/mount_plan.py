@@ -144,6 +144,7 @@ class FilesystemPlan:
     readonly_paths: tuple[str, ...] = ()
     propagation: tuple[int, bool] = (0, False)  # of the root: (MS_…, recursive); 0: not asked for
     mount_namespace: bool = True
+    shared_namespace: bool = False  # joined: others live in it, so its own root stays as it is
     user_namespace: bool = False
     cgroup_namespace: bool = False
     warnings: tuple[str, ...] = ()
@@ -267,3 +268,11 @@ def _words() -> dict[str, tuple[int, int, bool]]:
 
 
 _WORDS = _words()
+
+
+def known_options() -> set[str]:
+    """Every word that ``parse_options`` takes for its own, for the features document."""
+    atime = set(_ATIME_BACK) | {f"r{word}" for word in _ATIME_BACK}
+    switches = {"bind", "rbind", "remount", "tmpcopyup", "idmap", "ridmap"}
+    refused = {"mand"}  # no kernel that this runtime needs has mandatory locks
+    return (set(_WORDS) | set(SUPERBLOCK) | set(_NOTHING_TO_DO) | atime | switches) - refused

@@ -63,11 +63,12 @@ def build(plan: FilesystemPlan, prepared: Prepared, *, cgroups: CgroupView | Non
         built = Built(root_fd=os.dup(prepared.root_fd))
         prepared.close()
         return built
-    lm.mount("", "/", flags=lm.MS_REC | lm.MS_SLAVE)
+    if not plan.shared_namespace:
+        lm.mount("", "/", flags=lm.MS_REC | lm.MS_SLAVE)
     built = Built(root_fd=os.dup(prepared.root_fd))
     umask = os.umask(0)
     try:
-        built.over_root = _attach_root(plan.root, built.root_fd)
+        built.over_root = _attach_root(plan, built.root_fd)
         for index, mount in enumerate(plan.mounts):
             _in_words(
                 mount.name, mount.target, _place, built, plan, mount, index, prepared, cgroups
@@ -84,22 +85,45 @@ def build(plan: FilesystemPlan, prepared: Prepared, *, cgroups: CgroupView | Non
     return built
 
 
-def _attach_root(path: str, root_fd: int) -> bool:
+def _attach_root(plan: FilesystemPlan, root_fd: int) -> bool:
     """Attach where the host keeps it, which is where hooks look for it; else over the old root.
 
-    Returns whether it was the latter.
+    Returns whether it was the latter, which is not for a namespace that others live in.
     """
     over_root = False
     try:
-        target = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:  # root of a user namespace may not pass there
+        target = os.open(plan.root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:  # root of a user namespace may not pass there
+        if plan.shared_namespace:
+            raise RuntimeFailed(
+                f"root {plan.root!r} is out of reach in the namespace to be joined: "
+                f"{error.strerror}",
+                hint="join a mount namespace that shows the bundle",
+            ) from error
         target = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         over_root = True
     try:
+        if plan.shared_namespace and _is_shared(target):
+            raise RuntimeFailed(
+                f"root {plan.root!r} lies on a shared mount of the namespace to be joined: "
+                "the container's mounts would appear in other namespaces, too",
+                hint="mount --make-rprivate / in that namespace, or let the container have its own",
+            )
         lm.move_mount(root_fd, target)
     finally:
         os.close(target)
     return over_root
+
+
+def _is_shared(fd: int) -> bool:
+    """Whether what is mounted below the place at ``fd`` is sent on to peers."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        wanted = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            if line.startswith(f"{wanted} "):
+                return " shared:" in line.partition(" - ")[0]
+    return True
 
 
 def _place(
@@ -233,7 +257,7 @@ def enter(plan: FilesystemPlan, built: Built, *, pivot: bool = True) -> None:
     from an initial ramdisk, whose root cannot be pivoted away.
     """
     os.fchdir(built.root_fd)
-    if not plan.mount_namespace:
+    if not plan.mount_namespace or plan.shared_namespace:
         os.chroot(".")
     elif pivot:
         lm.pivot_root(".", ".")
