@@ -217,3 +217,47 @@ async def test_a_bug_is_one_line_and_not_a_traceback(
 async def test_errors_keep_their_exit_code(client: httpx.AsyncClient, house: FakeHouse) -> None:
     reply = await client.get("/v1/instances/nosuch")
     assert problem(reply)["exit_code"] == TwofoldError.exit_code
+
+
+async def test_limits_change_by_patch(client: httpx.AsyncClient, house: FakeHouse) -> None:
+    await client.post("/v1/instances", json=RUN)
+    changed = await client.patch("/v1/instances/web", json={"pids": 50, "cpus": None})
+    assert changed.status_code == 200
+    assert changed.json()["spec"]["pids"] == 50
+    lines = await client.patch("/v1/instances/web", json={"pids": None}, headers=NDJSON)
+    assert json.loads(lines.text.splitlines()[-1])["result"]["spec"]["pids"] is None
+    for body, said in (
+        ({}, "nothing to change"),
+        ({"pids": 0}, "pids"),
+        ({"image": "x"}, "no such field"),
+        ({"restart": None}, "restart"),
+    ):
+        refused = await client.patch("/v1/instances/web", json=body)
+        assert refused.status_code == 400
+        assert said in problem(refused)["message"]
+
+
+async def test_exposure_and_weakened_are_shown(client: httpx.AsyncClient) -> None:
+    spec = {**RUN["spec"], "cap_add": ["net_raw"]}
+    made = await client.post("/v1/instances", json={"spec": spec, "start": False})
+    assert "NET_RAW" in made.json()["weakened"][0]
+    found = (await client.get("/v1/instances/web/exposure")).json()
+    assert found["barriers"][0]["topic"] == "weakened"
+    assert {barrier["basis"] for barrier in found["barriers"]} <= {"verified", "planned"}
+
+
+async def test_top_and_usage_are_of_what_runs(client: httpx.AsyncClient) -> None:
+    await client.post("/v1/instances", json={**RUN, "start": False})
+    assert (await client.get("/v1/usage")).json() == []
+    for path in ("/v1/instances/web/processes", "/v1/usage?name=web"):
+        refused = await client.get(path)
+        assert refused.status_code == 409
+        assert "it is created" in problem(refused)["message"]
+    assert (await client.get("/v1/usage?name=none")).status_code == 404
+
+
+async def test_the_shapes_of_the_new_verbs_are_published(client: httpx.AsyncClient) -> None:
+    shapes = (await client.get("/openapi.json")).json()
+    for name in ("InstanceChange", "Use", "ProcessInfo", "Exposure", "Barrier"):
+        assert name in shapes["components"]["schemas"]
+    assert "patch" in shapes["paths"]["/v1/instances/{name}"]

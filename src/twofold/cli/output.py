@@ -49,6 +49,19 @@ def write_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
         sys.stdout.write((line[:limit] if limit else line) + "\n")
 
 
+def write_paragraph(text: str, *, indent: str = "") -> None:
+    """Words, broken between them at the terminal's width or 100."""
+    limit = min(os.get_terminal_size(1).columns, 100) if os.isatty(1) else 100
+    line = ""
+    for word in escape(text).split(" "):
+        if line and len(indent) + len(line) + 1 + len(word) > limit:
+            sys.stdout.write(f"{indent}{line}\n")
+            line = word
+        else:
+            line = f"{line} {word}" if line else word
+    sys.stdout.write(f"{indent}{line}\n")
+
+
 def write_section(title: str, pairs: Sequence[tuple[str, object]]) -> None:
     """``key: value`` lines under a title; pairs without a value are left out."""
     shown = [(key, value) for key, value in pairs if value not in (None, "", [], {})]

@@ -16,6 +16,7 @@ from typing import Any
 from twofold.errors import Conflict, NoSpace, TwofoldError
 from twofold.instance import names
 from twofold.instance.collaborators import Collaborators
+from twofold.instance.exposure import Exposer
 from twofold.instance.facts import write_facts
 from twofold.instance.lifecycle import Lifecycle
 from twofold.instance.limits import Limits
@@ -55,6 +56,7 @@ class InstanceManager:
         self.lifecycle = Lifecycle(rooms, walls)
         self.sessions = Sessions(rooms)
         self.gauge = Gauge(rooms)
+        self.exposer = Exposer(rooms, self.gauge)
         self.limits = Limits(rooms, walls, self.gauge)
         self._allocating = asyncio.Lock()
 

@@ -39,6 +39,16 @@ class Gauge:
         """Memory that would not be given back at once: without the cache of files."""
         return _held(self._group(record).stats().get("memory") or {})
 
+    def memory_limit_bytes(self, record: Record) -> int | None:
+        """The limit as the kernel has it; None where it has none."""
+        memory = self._group(record).stats().get("memory") or {}
+        limit = (memory.get("usage") or {}).get("limit")
+        return None if limit is None or limit >= 1 << 62 else int(limit)
+
+    def pids(self, record: Record) -> list[int]:
+        """Numbers on the host of all its processes; of a virtual machine: of QEMU's."""
+        return self._group(record).pids()
+
     async def sample(self, records: Sequence[Record], *, strict: bool) -> list[Use]:
         """Of several at once. ``strict``: one that does not run is an error, else left out."""
         found = await asyncio.gather(

@@ -103,6 +103,22 @@ def resolve(name: str, architecture: int = 0) -> int:
     return int(library.seccomp_syscall_resolve_name(name.encode()))
 
 
+def known_numbers() -> list[int]:
+    """Every call of the native architecture that this library has a name for."""
+    library = _load()
+    library.seccomp_syscall_resolve_num_arch.restype = ctypes.c_void_p
+    free = ctypes.CDLL(None).free
+    found = []
+    for number in range(1024):
+        name = library.seccomp_syscall_resolve_num_arch(
+            ctypes.c_uint32(native_architecture()), number
+        )
+        if name:
+            free(ctypes.c_void_p(name))
+            found.append(number)
+    return found
+
+
 def architecture_token(name: str) -> int:
     """The token of one of ARCHITECTURES, which is its AUDIT_ARCH value; 0 when unknown here."""
     return int(_load().seccomp_arch_resolve_name(name.encode()))

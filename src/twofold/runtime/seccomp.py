@@ -9,6 +9,7 @@ families. ``docs/explanation/security.md`` gives the reasons.
 import errno
 import os
 
+from twofold.record import dataclass
 from twofold.runtime import seccomp_compile
 from twofold.runtime import seccomp_rules as rules
 from twofold.runtime.seccomp_rules import Condition, Rule, Seccomp
@@ -87,6 +88,33 @@ def profile(name: str) -> Seccomp:
         bad_architecture=refuse,
         rules=(Rule(names=tuple(sorted(names)), action=rules.ALLOW), *special),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """How many calls of this host's own architecture get through, of how many there are."""
+
+    allowed: int
+    by_argument: tuple[str, ...]  # allowed for some values only
+    known: int
+
+
+def reach(name: str) -> Reach:
+    """Of one of PROFILES, or of "" for no filter. Raises OSError without libseccomp."""
+    from twofold.linux import libseccomp  # not in the keeper, whose memory every start pays
+
+    known = set(libseccomp.known_numbers())
+    if not name:
+        return Reach(allowed=len(known), by_argument=(), known=len(known))
+    allowed: set[int] = set()
+    partly: set[str] = set()
+    for rule in profile(name).rules:
+        numbers = {libseccomp.resolve(call) for call in rule.names} & known
+        if rule.action == rules.ALLOW and not rule.conditions:
+            allowed |= numbers
+        elif rule.action == rules.ALLOW and numbers:
+            partly |= set(rule.names)
+    return Reach(allowed=len(allowed), by_argument=tuple(sorted(partly)), known=len(known))
 
 
 def _by_argument() -> list[Rule]:

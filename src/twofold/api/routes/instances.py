@@ -11,6 +11,7 @@ from twofold.api.replies import operation_reply, raw_reply, reply, while_connect
 from twofold.api.services import services
 from twofold.errors import InvalidInput
 from twofold.instance import states
+from twofold.model.exposure import Exposure
 from twofold.model.instance import Instance, InstanceChange, InstanceSpec, Line, Strict
 from twofold.model.usage import ProcessInfo, Use
 from twofold.operations import Operation
@@ -183,6 +184,17 @@ async def processes_of_instance(request: Request, name: str) -> Response:
     manager = services(request).instances
     found = await manager.gauge.processes(manager.find(name))
     return reply([process.model_dump(mode="json") for process in found])
+
+
+@router.get(
+    "/instances/{name}/exposure",
+    response_model=Exposure,
+    summary="What stands between it and the host, in words",
+)
+async def exposure_of_instance(request: Request, name: str) -> Response:
+    manager = services(request).instances
+    found = await manager.exposer.describe(manager.find(name))
+    return reply(found.model_dump(mode="json"))
 
 
 @router.get("/usage", response_model=list[Use], summary="One sample of what instances use")

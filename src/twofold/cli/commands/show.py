@@ -12,14 +12,29 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any
 
-EXAMPLES = ("twofold show web", "twofold show web --json")
+EXAMPLES = ("twofold show web", "twofold show web --json", "twofold show --exposure web")
+DESCRIPTION = """\
+With --exposure: in words, what stands between the instance and this host. Each sentence is
+verified (seen on its living processes, and as planned), planned (it does not run, or this cannot be
+seen from outside), or differs (the two disagree: a warning)."""
 
 
 def configure(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", help="the instance: name, id or start of the id")
+    parser.add_argument(
+        "--exposure", action="store_true", help="what stands between it and the host"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.exposure:
+        path = url("instances", args.name, "exposure")
+        found = Client(Paths(args.root)).call("GET", path)
+        if args.json:
+            output.write_json(found)
+        else:
+            _draw_exposure(found)
+        return 0
     instance = Client(Paths(args.root)).call("GET", url("instances", args.name))
     if args.json:
         output.write_json(instance)
@@ -47,7 +62,7 @@ def _draw(instance: dict[str, Any]) -> None:
             ("restarts", instance.get("restart_count") or None),
         ],
     )
-    output.write_section("", [("warning", list(instance.get("weakened") or []))])
+    output.write_section("", [("warning", each) for each in instance.get("weakened") or []])
     facts = [
         (str(key).replace("_", " "), _fact(value))
         for key, value in (instance.get("isolation_facts") or {}).items()
@@ -95,6 +110,15 @@ def _draw(instance: dict[str, Any]) -> None:
         ],
     )
     output.write_section("warnings", [("!", list(instance.get("warnings") or []))])
+
+
+def _draw_exposure(found: dict[str, Any]) -> None:
+    output.write_paragraph(f"{found['name']} ({found['state']}): {found['summary']}.")
+    for barrier in found["barriers"]:
+        sign = "warning: " if barrier["warning"] else ""
+        output.write_line()
+        output.write_line(f"{sign}{barrier['topic']} ({barrier['basis']})")
+        output.write_paragraph(barrier["words"], indent="    ")
 
 
 def _moment(stamp: str | None) -> str | None:
