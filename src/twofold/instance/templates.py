@@ -217,7 +217,7 @@ class TemplateDesk:
         if spec.network != "none":
             # A card with nobody at the other end: the guest meets the bridge as a fork.
             network = plan.Network(
-                host_link=f"tft{key[:8]}",
+                host_link=f"{self._paths.bridge}-t{key[:3]}",
                 mac=vm.TEMPLATE_MAC,
                 address="0.0.0.0",
                 prefix=32,

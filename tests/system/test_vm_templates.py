@@ -1,0 +1,148 @@
+"""Forks of a frozen machine: fast, and each its own."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+Runner = Callable[..., "subprocess.CompletedProcess[bytes]"]
+HARDWARE = {"virtio": ["--vm"], "emulated": ["--vm", "--hardware", "emulated"]}
+# What two machines that began as one must not have in common.
+WHO = """
+cat /proc/sys/kernel/random/boot_id
+head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo
+cat /proc/sys/kernel/random/uuid
+cat /sys/class/net/eth0/address
+hostname
+ip -4 -o addr show eth0 | awk '{print $4}'
+"""
+BOOT_ID, RANDOM, UUID, MAC, HOSTNAME, ADDRESS = range(6)
+
+
+@pytest.fixture(params=list(HARDWARE))
+def flags(request: pytest.FixtureRequest) -> list[str]:
+    return HARDWARE[request.param]
+
+
+@pytest.fixture
+def without_templates(twofold: Runner) -> Iterator[None]:
+    yield
+    twofold("template", "rm", "--all")
+
+
+def templates(twofold: Runner) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads(
+        twofold("template", "list", "--json", check=True).stdout
+    )
+    return found
+
+
+@pytest.mark.shared
+def test_forks_are_nobodys_twins(twofold: Runner, alpine_image: str, flags: list[str]) -> None:
+    """Three forks, two of them at the same time, and the very first bytes each draws."""
+    run = ("run", "--rm", *flags, alpine_image, "sh", "-c", WHO)
+    first = twofold(*run, check=True)
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: twofold(*run, check=True), range(2)))
+    said = [done.stdout.decode().split() for done in (first, *both)]
+    assert all(len(words) == 6 for words in said)
+    for number in (BOOT_ID, RANDOM, UUID, MAC, HOSTNAME, ADDRESS):
+        values = {words[number] for words in said}
+        assert len(values) == 3, f"forks share {values}"
+
+
+@pytest.mark.shared
+def test_a_fork_knows_what_time_it_is(twofold: Runner, alpine_image: str) -> None:
+    """The template was frozen a while ago; so was its clock."""
+    twofold("run", "--rm", "--vm", "--network", "none", alpine_image, "true", check=True)
+    time.sleep(2.5)
+    done = twofold(
+        *("run", "--rm", "--vm", "--network", "none", alpine_image, "date", "+%s"), check=True
+    )
+    assert abs(time.time() - int(done.stdout)) < 2.5
+
+
+@pytest.mark.shared
+def test_the_template_is_made_once_for_all_who_wait(
+    twofold: Runner, alpine_image: str, without_templates: None
+) -> None:
+    memory = "161m"  # a shape that no other test uses
+    run = ("run", "--rm", "--vm", "--network", "none", "-m", memory, alpine_image, "echo", "here")
+    before = {one["key"] for one in templates(twofold)}
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(lambda _: twofold(*run), range(3)))
+    assert [item.stdout for item in done] == [b"here\n"] * 3, done
+    new = [one for one in templates(twofold) if one["key"] not in before]
+    assert len(new) == 1
+    assert new[0]["shape"]["memory_bytes"] == 161 << 20  # type: ignore[index]
+
+
+@pytest.mark.shared
+def test_a_fork_says_so_and_cold_boots(twofold: Runner, alpine_image: str) -> None:
+    run = ("run", "-d", "--vm", "--network", "none")
+    for flags, forked in ((["--name", "forked"], True), (["--name", "booted", "--cold"], False)):
+        name = flags[1]
+        twofold(*run, *flags, alpine_image, "sleep", "1000", check=True)
+        try:
+            facts = json.loads(twofold("show", name, "--json", check=True).stdout)
+            assert bool(facts["isolation_facts"]["template"]) is forked
+            uptime = twofold("exec", name, "cat", "/proc/uptime", check=True).stdout
+            assert float(uptime.split()[0]) > 0
+        finally:
+            twofold("rm", "-f", name, check=True)
+
+
+@pytest.mark.shared
+def test_what_a_fork_wrote_is_there_at_its_next_start(twofold: Runner, alpine_image: str) -> None:
+    twofold("create", "--vm", "--network", "none", "--name", "writer", alpine_image, "sh", "-c",
+            "cat /kept 2>/dev/null; date > /kept; sync", check=True)  # fmt: skip
+    try:
+        for expected in (0, 1):
+            twofold("start", "writer", check=True)
+            deadline = time.monotonic() + 60
+            while b"stopped" not in twofold("list", "-a", check=True).stdout:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            assert len(twofold("logs", "writer", check=True).stdout.splitlines()) == expected
+    finally:
+        twofold("rm", "-f", "writer", check=True)
+
+
+@pytest.mark.shared
+def test_a_damaged_template_is_made_again(
+    twofold: Runner, twofold_root: str, alpine_image: str, without_templates: None
+) -> None:
+    run = ("run", "--rm", "--vm", "--network", "none", "-m", "162m", alpine_image, "echo", "here")
+    twofold(*run, check=True)
+    key = str(templates(twofold)[0]["key"])
+    memory = Path(twofold_root, "templates", key, "memory")
+    with open(memory, "r+b") as file:
+        file.seek(1 << 20)
+        file.write(b"damage")
+    twofold("template", "list", check=True)
+    # Its memory is read again by the next daemon.
+    pid = json.loads(twofold("version", "--json", check=True).stdout)["daemon"]["pid"]
+    subprocess.run(["kill", str(pid)], check=True)
+    time.sleep(1)
+    done = twofold(*run)
+    assert done.stdout == b"here\n"
+    assert b"damaged" in done.stderr
+    assert twofold(*run, check=True).stderr.count(b"damaged") == 0
+
+
+@pytest.mark.shared
+def test_removing_a_template_leaves_its_forks_alone(
+    twofold: Runner, alpine_image: str, without_templates: None
+) -> None:
+    twofold("run", "-d", "--vm", "--network", "none", "--name", "orphan", alpine_image, "sleep",
+            "1000", check=True)  # fmt: skip
+    try:
+        twofold("template", "rm", "--all", check=True)
+        assert templates(twofold) == []
+        assert twofold("exec", "orphan", "md5sum", "/bin/busybox", check=True).stdout
+    finally:
+        twofold("rm", "-f", "orphan", check=True)

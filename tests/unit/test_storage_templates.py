@@ -1,0 +1,134 @@
+"""Templates on the disk: kept whole, verified, evicted, never half there."""
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from twofold.errors import Corrupt, NoSpace, NotFound
+from twofold.storage.templates import Template, TemplateStore
+
+PAGE = b"frozen memory   " * 256
+
+
+def make(store: TemplateStore, key: str, *, pages: int = 4, size_bytes: int = 1 << 20) -> Template:
+    scratch = Path(store.begin(key))
+    (scratch / "state").write_bytes(b"devices")
+    with open(scratch / "data.img", "wb") as file:
+        file.truncate(size_bytes)
+        file.seek(8192)
+        file.write(b"superblock")
+    memory = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+    os.ftruncate(memory, size_bytes)
+    for number in range(pages):
+        os.pwrite(memory, PAGE, number * 65536)
+    return store.keep(key, memory, facts={"window": 4096}, shape={"image": "alpine"})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TemplateStore:
+    return TemplateStore(str(tmp_path / "templates"))
+
+
+def test_what_was_kept_is_found_by_another_daemon(store: TemplateStore, tmp_path: Path) -> None:
+    kept = make(store, "aa00")
+    later = TemplateStore(str(tmp_path / "templates"))
+    found = later.find("aa00")
+    assert found == kept
+    fd = later.memory(kept)
+    assert os.pread(fd, len(PAGE), 65536) == PAGE
+    assert os.fstat(fd).st_size == 1 << 20
+    later.close()
+
+
+def test_the_memory_of_a_fork_cannot_be_written(store: TemplateStore, tmp_path: Path) -> None:
+    """Neither the one that was just frozen nor the one that was read from the disk."""
+    kept = make(store, "aa00")
+    later = TemplateStore(str(tmp_path / "templates"))
+    for fd in (store.memory(kept), later.memory(kept)):
+        again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+        with pytest.raises(PermissionError):
+            os.pwrite(again, b"poison", 0)
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        os.close(again)
+    later.close()
+
+
+def test_files_stay_sparse(store: TemplateStore, tmp_path: Path) -> None:
+    kept = make(store, "aa00", size_bytes=1 << 30)
+    assert kept.size_bytes < 1 << 20
+    copy = str(tmp_path / "copy.img")
+    store.copy_disk(kept, copy)
+    assert os.stat(copy).st_size == 1 << 30
+    assert os.stat(copy).st_blocks * 512 < 1 << 20
+    with open(copy, "rb") as file:
+        file.seek(8192)
+        assert file.read(10) == b"superblock"
+
+
+@pytest.mark.parametrize("name", ["memory", "state", "data.img"])
+@pytest.mark.parametrize("how", ["flipped", "shorter", "gone"])
+def test_a_damaged_template_is_noticed_and_removed(
+    store: TemplateStore, tmp_path: Path, name: str, how: str
+) -> None:
+    kept = make(store, "aa00")
+    path = Path(kept.directory) / name
+    if how == "gone":
+        path.unlink()
+    elif how == "shorter":
+        os.truncate(path, path.stat().st_size - 1)
+    else:
+        with open(path, "r+b") as file:
+            file.seek(8193 if name == "data.img" else 3)
+            file.write(b"\x7f")
+    later = TemplateStore(str(tmp_path / "templates"))
+    with pytest.raises(Corrupt, match=name):
+        later.memory(kept)
+    assert later.find("aa00") is None
+    assert os.listdir(tmp_path / "templates") == []
+
+
+def test_a_half_written_manifest_is_no_template(store: TemplateStore) -> None:
+    kept = make(store, "aa00")
+    for text in ("", "{", "[]", '{"format": 1}', '{"format": 99}'):
+        (Path(kept.directory) / "template.json").write_text(text)
+        assert store.find("aa00") is None
+        assert store.list() == []
+
+
+def test_the_least_used_go_first(tmp_path: Path) -> None:
+    store = TemplateStore(str(tmp_path), limit_bytes=1 << 20)
+    first, second = make(store, "aa00", pages=6), make(store, "bb00", pages=6)
+    os.utime(f"{tmp_path}/aa00/template.json")
+    store.memory(second)
+    os.utime(f"{second.directory}/used", (1, 1))
+    store.memory(first)
+    size = first.size_bytes
+    small = TemplateStore(str(tmp_path), limit_bytes=size + size // 2)
+    small.evict()
+    assert [item.key for item in small.list()] == ["aa00"]
+
+
+def test_remove_by_a_unique_beginning(store: TemplateStore) -> None:
+    make(store, "aa00")
+    make(store, "ab00")
+    for key in ("a", "", "zz", "../aa00"):
+        with pytest.raises(NotFound):
+            store.remove(key)
+    assert store.remove("ab") > 0
+    assert [item.key for item in store.list()] == ["aa00"]
+
+
+def test_an_abandoned_one_leaves_nothing(store: TemplateStore, tmp_path: Path) -> None:
+    Path(store.begin("aa00"), "state").write_bytes(b"half")
+    assert store.list() == []
+    store.abandon("aa00")
+    assert os.listdir(tmp_path / "templates") == []
+
+
+def test_no_room_is_said(store: TemplateStore, tmp_path: Path) -> None:
+    kept = make(store, "aa00")
+    with pytest.raises(NoSpace, match="nowhere"):
+        store.copy_disk(kept, str(tmp_path / "nowhere" / "data.img"))
