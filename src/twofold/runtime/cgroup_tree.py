@@ -109,8 +109,8 @@ def try_rmdir(directory: str) -> bool:
     """Remove one group. False when it is in use."""
     try:
         os.rmdir(directory)
-    except FileNotFoundError:
-        pass
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # gone; or never made, because a control file has the name
     except OSError as error:
         if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
             raise

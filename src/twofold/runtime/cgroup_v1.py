@@ -21,9 +21,11 @@ def cpuset(resources: Resources) -> Iterator[Write | Lack]:
 
 def cpu(resources: Resources) -> Iterator[Write | Lack]:
     limits = resources.cpu
+    # An idle group has the least weight there is: the kernel refuses to give it another.
+    shares = None if limits.idle == 1 else limits.shares
     for file, value, field in (
         ("cpu.idle", limits.idle, "cpu.idle"),
-        ("cpu.shares", limits.shares, "cpu.shares"),
+        ("cpu.shares", shares, "cpu.shares"),
         ("cpu.rt_period_us", limits.realtime_period_us, "cpu.realtimePeriod"),
         ("cpu.rt_runtime_us", limits.realtime_runtime_us, "cpu.realtimeRuntime"),
         ("cpu.cfs_period_us", limits.period_us, "cpu.period"),

@@ -70,7 +70,7 @@ def cpu(resources: Resources) -> Iterator[Write | Lack]:
     limits = resources.cpu
     if limits.idle is not None:
         yield _write("cpu.idle", limits.idle, field="cpu.idle")
-    # An idle group has no weight of its own: the kernel refuses to set one.
+    # As on v1: an idle group has the least weight there is.
     if limits.shares is not None and limits.idle != 1:
         text = weight_of_shares(limits.shares)
         yield _write("cpu.weight", text, field="cpu.shares", shown=str(limits.shares))

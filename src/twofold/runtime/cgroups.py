@@ -102,7 +102,7 @@ class Group:
         """Note which directories ``create`` will make, so that they can be written down first."""
         missing: set[str] = set()
         for directory in self._directories:
-            while not os.path.isdir(directory):
+            while not os.path.lexists(directory):
                 missing.add(directory)
                 directory = os.path.dirname(directory)
         self.made = tuple(sorted(missing))
