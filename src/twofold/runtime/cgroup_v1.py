@@ -50,7 +50,10 @@ def memory(resources: Resources) -> Iterator[Write | Lack]:
         ("memory.swappiness", limits.swappiness, "memory.swappiness"),
     ):
         if value is not None:
-            yield _write("memory", file, value, field=field, optional=value == NO_LIMIT)
+            unlimited = value == NO_LIMIT
+            # Limits on kernel memory went away in Linux 5.16, their files did not.
+            check = ".kmem." in file and not unlimited
+            yield _write("memory", file, value, field=field, optional=unlimited, check=check)
     for file, flag, field in (
         ("memory.oom_control", limits.disable_oom_killer, "memory.disableOOMKiller"),
         ("memory.use_hierarchy", limits.use_hierarchy, "memory.useHierarchy"),
@@ -156,6 +159,7 @@ def _write(
     field: str,
     shown: str = "",
     optional: bool = False,
+    check: bool = False,
 ) -> Write:
     text = str(value)
     return Write(
@@ -165,4 +169,5 @@ def _write(
         field=field,
         value=shown or text,
         optional=optional,
+        check=check,
     )

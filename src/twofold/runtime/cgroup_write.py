@@ -12,6 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_UNLIMITED_V1 = 2**62  # v1 says "no limit" with a number near 2**63, a multiple of its page size
+
 
 @dataclass(frozen=True, kw_only=True)
 class Write:
@@ -20,6 +22,7 @@ class Write:
     ``field`` and ``value`` are what was asked for, in the words of the document. Where the file
     does not exist, those of ``otherwise`` (file, text) are tried; when none exists the limit
     cannot be had, unless it is ``optional``: then its absence already means what was asked for.
+    ``check``: the kernel may take the value and ignore it; read it back.
     """
 
     controller: str
@@ -29,6 +32,7 @@ class Write:
     value: str
     otherwise: tuple[tuple[str, str], ...] = ()
     optional: bool = False
+    check: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +84,14 @@ def _execute(write: Write, directory: str) -> list[Lack]:
             cgroup_tree.write(f"{directory}/{file}", text)
         except FileNotFoundError:
             continue
-        return []
-    if write.optional:
-        return []
-    reason = f"the kernel has no {write.file} here"
+        if not write.check or int(cgroup_tree.read(f"{directory}/{file}")) < _UNLIMITED_V1:
+            return []
+        reason = f"this kernel takes {file} and ignores it"
+        break
+    else:
+        if write.optional:
+            return []
+        reason = f"the kernel has no {write.file} here"
     return [Lack(field=write.field, value=write.value, reason=reason, controller=write.controller)]
 
 
