@@ -59,6 +59,7 @@ class FakeTwofold:
         self.replies: dict[tuple[str, str], Callable[[], Iterator[bytes]]] = {}
         self.bodies: list[bytes] = []
         self.signals: list[str] = []
+        self.running: list[str] = []  # what one is attached to
         self.children: list[subprocess.Popen[bytes]] = []
         self._parked: dict[str, tuple[socket.socket, dict[str, Any], list[int]]] = {}
         self._new_ticket = threading.Condition()
@@ -226,6 +227,9 @@ class FakeTwofold:
                 self.start_payload(body["ticket"], command)
             made = instance(spec=body.get("spec", {}))
             yield from ndjson({"type": "result", "result": made})
+        elif path == "/v1/instances/web/attach":
+            self.start_payload(body["ticket"], self.running)
+            yield b"HTTP/1.1 204 X\r\n\r\n"
         elif path.endswith("/wait?condition=removed"):
             yield reply({"exit_code": 0})
         else:

@@ -37,6 +37,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "stats": ("stats", "show what instances use"),
     "set": ("set", "change limits, also while it runs"),
     "exec": ("exec", "run another command in a running instance"),
+    "attach": ("attach", "join the streams of what runs"),
     "shell": ("shell", "open a shell in a running instance"),
     "cp": ("cp", "copy files between the host and an instance"),
     "image list": ("image_list", "list images"),

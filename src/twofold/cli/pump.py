@@ -9,7 +9,7 @@ import os
 import select
 
 COPY_BYTES = 256 << 10
-DETACH_KEYS = b"\x10\x11"  # ctrl-p ctrl-q
+DETACH_KEYS = b"\x10\x11"  # ctrl-p ctrl-q, as in the field
 
 
 class DetachKeysError(Exception):
@@ -19,7 +19,9 @@ class DetachKeysError(Exception):
 class Pump:
     """Bytes from one descriptor to another. ``ours`` is the side that belongs to the user."""
 
-    def __init__(self, source: int, sink: int, *, sink_is_ours: bool, detach: bool = False) -> None:
+    def __init__(
+        self, source: int, sink: int, *, sink_is_ours: bool, detach_keys: bytes = b""
+    ) -> None:
         self.source = source
         self.sink = sink
         self.sink_is_ours = sink_is_ours
@@ -28,7 +30,7 @@ class Pump:
         self.closed = False
         self.lost = ""  # why output could not be written
         self.reader_left = False  # whoever read our output has gone
-        self._detach = detach
+        self._detach_keys = detach_keys
         self._held = b""
         # Ours may be shared with a shell, which would be surprised by O_NONBLOCK.
         os.set_blocking(source if sink_is_ours else sink, False)
@@ -42,7 +44,7 @@ class Pump:
             data = b""  # EIO: the other side of a terminal is closed
         if not data:
             self.ended = True
-        elif self._detach:
+        elif self._detach_keys:
             data = self._without_detach_keys(data)
         if self.sink_is_ours:
             self._write_all(data)
@@ -81,11 +83,17 @@ class Pump:
                 return
 
     def _without_detach_keys(self, data: bytes) -> bytes:
-        data = self._held + data
-        if DETACH_KEYS in data:
+        """What is typed before the keys is passed on; a part of them at the end is kept back."""
+        data, keys = self._held + data, self._detach_keys
+        before, found, _ = data.partition(keys)
+        if found:
+            self._held = b""
+            self.waiting += before
+            self.write()
             raise DetachKeysError
-        self._held = data[-1:] if data.endswith(DETACH_KEYS[:1]) else b""
-        return data[: len(data) - len(self._held)]
+        held = next((size for size in range(len(keys) - 1, 0, -1) if data.endswith(keys[:size])), 0)
+        self._held = data[len(data) - held :]
+        return data[: len(data) - held]
 
     def close(self) -> None:
         """Close the payload's side; the user's own descriptors stay."""

@@ -56,8 +56,11 @@ class Session:
         tty: bool,
         interactive: bool,
         direct: bool,
-        detachable: bool = False,
+        detach_keys: bytes = b"",
+        proxy_signals: bool = True,
+        joins: bool = False,
     ) -> None:
+        """``joins``: the payload runs already and has drawn its screen for somebody else."""
         if tty and interactive and not terminal.is_terminal(0):
             raise UsageError(
                 "-it: the standard input is not a terminal",
@@ -68,7 +71,9 @@ class Session:
         self.interactive = interactive
         self.direct = direct and not tty
         self._drain_idle_s = DRAIN_IDLE_S if direct else DRAIN_RELAYED_IDLE_S
-        self.detachable = detachable and tty and interactive
+        self.detach_keys = detach_keys if tty and interactive else b""
+        self.proxy_signals = proxy_signals
+        self._joins = joins
         self._pumps: list[Pump] = []
         self._door: Door | None = None
         self._raw: terminal.RawMode | None = None
@@ -236,7 +241,14 @@ class Session:
         if event == "started":
             self._connect(descriptors)
         elif event == "exit":
-            return int(message["exit_code"])
+            code = message.get("exit_code")
+            if code is None:
+                raise TwofoldError(
+                    str(message.get("error") or "nobody knows how it ended"), hint="twofold list"
+                )
+            return int(code)
+        elif event == "lost":
+            output.warn(f"{message.get('bytes')} bytes of output were skipped: read too slowly")
         elif event == "error":
             raise from_dict(message.get("error") or {})
         return None
@@ -248,13 +260,16 @@ class Session:
             # Two descriptors, so that the end of our input does not close its output.
             if self.interactive:
                 self._pumps.append(
-                    Pump(0, os.dup(theirs), sink_is_ours=False, detach=self.detachable)
+                    Pump(0, os.dup(theirs), sink_is_ours=False, detach_keys=self.detach_keys)
                 )
             self._pumps.append(Pump(theirs, 1, sink_is_ours=True))
             if self.interactive and terminal.is_terminal(0):
                 self._raw = terminal.RawMode(0)
                 self._raw.__enter__()
             signal.signal(signal.SIGWINCH, self._on_signal)
+            if self._joins and self._door:
+                rows, cols = terminal.size()
+                self._door.resize(rows + 1, cols)  # a change of size makes programs draw anew
             self._resize()
         elif len(descriptors) == 3:
             stdin, stdout, stderr = descriptors
@@ -300,6 +315,8 @@ class Session:
         if number == signal.SIGWINCH:
             self._resize()
             return
+        if not self.proxy_signals:
+            raise DetachKeysError
         if number == signal.SIGCONT and self._raw:
             self._raw.enter_again()
             self._resize()

@@ -19,15 +19,18 @@ from twofold.client.shapes import (
     OnEvent,
     at,
     captured,
+    detached_body,
     error_of,
     exec_body,
     gone,
     spec_body,
     split_log,
 )
+from twofold.model.exposure import Exposure
 from twofold.model.image import Image
-from twofold.model.instance import Instance
+from twofold.model.instance import Instance, InstanceChange
 from twofold.model.paths import Paths
+from twofold.model.usage import ProcessInfo, Use
 
 
 class AsyncTwofold:
@@ -89,6 +92,9 @@ class AsyncTwofold:
 
     async def instance(self, name: str) -> "AsyncBox":
         return AsyncBox(self, await self._call("GET", at("instances", name)))
+
+    async def usage(self) -> list[Use]:
+        return [Use.model_validate(item) for item in await self._call("GET", at("usage"))]
 
     async def images(self) -> list[Image]:
         found = await self._call("GET", at("images"))
@@ -218,6 +224,35 @@ class AsyncBox:
     ) -> Completed:
         body = exec_body(command, stdin, env, workdir, user, timeout_s)
         return captured(await self._twofold._call("POST", self._at("exec"), body))
+
+    async def change(self, *, on_event: OnEvent | None = None, **limits: Any) -> Instance:
+        body = InstanceChange(**limits).model_dump(mode="json", exclude_unset=True)
+        return self._take(await self._twofold._operate("PATCH", self._at(), body, on_event))
+
+    async def processes(self) -> list[ProcessInfo]:
+        found = await self._twofold._call("GET", self._at("processes"))
+        return [ProcessInfo.model_validate(item) for item in found]
+
+    async def usage(self) -> Use:
+        (found,) = await self._twofold._call("GET", at("usage") + f"?name={self.data.id}")
+        return Use.model_validate(found)
+
+    async def exposure(self) -> Exposure:
+        return Exposure.model_validate(await self._twofold._call("GET", self._at("exposure")))
+
+    async def exec_detached(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+    ) -> str:
+        body = detached_body(command, env, workdir, user)
+        return str((await self._twofold._call("POST", self._at("exec"), body))["session"])
+
+    async def signal_exec(self, session: str, signal: str = "SIGKILL") -> None:
+        await self._twofold._call("POST", self._at("exec", session, "kill"), {"signal": signal})
 
     async def logs(self, *, tail: int | None = None) -> bytes:
         query = f"?tail={tail}" if tail is not None else ""

@@ -31,15 +31,18 @@ from twofold.client.shapes import (
     OnEvent,
     at,
     captured,
+    detached_body,
     error_of,
     exec_body,
     gone,
     spec_body,
     split_log,
 )
+from twofold.model.exposure import Exposure
 from twofold.model.image import Image
-from twofold.model.instance import Instance
+from twofold.model.instance import Instance, InstanceChange
 from twofold.model.paths import Paths
+from twofold.model.usage import ProcessInfo, Use
 
 __all__ = ["AsyncBox", "AsyncTwofold", "Box", "Completed", "Twofold"]
 
@@ -106,6 +109,10 @@ class Twofold:
         return Box(self, self._call("GET", at("instances", name)))
 
     # Images
+
+    def usage(self) -> list[Use]:
+        """One sample of each instance that runs."""
+        return [Use.model_validate(item) for item in self._call("GET", at("usage"))]
 
     def images(self) -> list[Image]:
         return [Image.model_validate(item) for item in self._call("GET", at("images"))]
@@ -238,6 +245,42 @@ class Box:
         """Run a command inside and take its output (at most 16 MiB)."""
         body = exec_body(command, stdin, env, workdir, user, timeout_s)
         return captured(self._twofold._call("POST", self._at("exec"), body))
+
+    def change(self, *, on_event: OnEvent | None = None, **limits: Any) -> Instance:
+        """New limits (``cpus``, ``memory_bytes``, ``pids``, ``restart``), at once where the wall
+        allows it; None takes one away. What has to wait for a start comes as a warning event."""
+        body = InstanceChange(**limits).model_dump(mode="json", exclude_unset=True)
+        return self._take(self._twofold._operate("PATCH", self._at(), body, on_event))
+
+    def processes(self) -> list[ProcessInfo]:
+        """What runs inside."""
+        found = self._twofold._call("GET", self._at("processes"))
+        return [ProcessInfo.model_validate(item) for item in found]
+
+    def usage(self) -> Use:
+        """One sample; its counters grow."""
+        (found,) = self._twofold._call("GET", at("usage") + f"?name={self.data.id}")
+        return Use.model_validate(found)
+
+    def exposure(self) -> Exposure:
+        """What stands between it and the host."""
+        return Exposure.model_validate(self._twofold._call("GET", self._at("exposure")))
+
+    def exec_detached(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+    ) -> str:
+        """Start a command inside that nobody watches; a name to ``signal_exec`` it by."""
+        body = detached_body(command, env, workdir, user)
+        return str(self._twofold._call("POST", self._at("exec"), body)["session"])
+
+    def signal_exec(self, session: str, signal: str = "SIGKILL") -> None:
+        """Send a signal to a command that ``exec_detached`` started."""
+        self._twofold._call("POST", self._at("exec", session, "kill"), {"signal": signal})
 
     def logs(self, *, tail: int | None = None) -> bytes:
         """The log as it is: lines of ``TIME STREAM F|P CONTENT``."""

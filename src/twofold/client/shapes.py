@@ -70,6 +70,21 @@ def exec_body(
     }
 
 
+def detached_body(
+    command: Sequence[str],
+    env: Mapping[str, str] | None,
+    workdir: str | None,
+    user: str | None,
+) -> dict[str, Any]:
+    return {
+        "command": list(command),
+        "env": [f"{name}={value}" for name, value in (env or {}).items()],
+        "workdir": workdir,
+        "user": user,
+        "detach": True,
+    }
+
+
 def captured(answer: dict[str, Any]) -> Completed:
     return Completed(
         exit_code=answer["exit_code"],

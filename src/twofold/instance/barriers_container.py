@@ -45,7 +45,8 @@ def _capabilities(scene: Scene) -> Barrier:
     if not names:
         words = "none at all"
     else:
-        words = f"{len(names)} of {len(capabilities.NAMES)}, over its own namespaces only, for root inside: "
+        words = f"{len(names)} of {len(capabilities.NAMES)}, for root inside, over its own "
+        words += "namespaces only: "
         words += "; ".join(f"{name} ({privileges.MEANING[name]})" for name in names)
     return judge(
         "capabilities",

@@ -5,6 +5,7 @@ handed to it. Captured output is bounded; what is more is refused, not silently 
 """
 
 import asyncio
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -12,16 +13,26 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from twofold.errors import InvalidInput, NoSpace, RuntimeFailed, TimedOut, TwofoldError, from_dict
+from twofold.errors import (
+    InvalidInput,
+    NoSpace,
+    NotFound,
+    RuntimeFailed,
+    TimedOut,
+    TwofoldError,
+    from_dict,
+)
 from twofold.instance import states
 from twofold.instance.collaborators import Collaborators
-from twofold.instance.process import absolute, exec_process
+from twofold.instance.process import absolute, exec_process, signal_name
 from twofold.instance.record import Record
 from twofold.runtime import plan
 
 CAPTURE_BYTES = 16 << 20
 CHUNK_BYTES = 1 << 18
 _UNCLAIMED = 1024
+
+log = logging.getLogger("twofold.instance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +58,12 @@ class Sessions:
         self._keeper = rooms.keeper
         self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
         # An end may be read before its beginner has got the session's name.
+        self._owners: dict[str, str] = {}  # session → instance, of those that may still run
         self._unclaimed: OrderedDict[str, dict[str, Any]] = OrderedDict()
 
     def on_exit(self, event: dict[str, Any]) -> None:
         session = str(event.get("session"))
+        self._owners.pop(session, None)
         future = self._waiting.pop(session, None)
         if future is not None:
             if not future.done():
@@ -67,6 +80,7 @@ class Sessions:
                 future.set_exception(error)
         self._waiting.clear()
         self._unclaimed.clear()
+        self._owners.clear()
 
     async def _end_of(self, session: str) -> dict[str, Any]:
         event = self._unclaimed.pop(session, None)
@@ -85,7 +99,27 @@ class Sessions:
         reply = await self._keeper.call(
             "exec", id=record.id, process=asdict(process), ticket=ticket
         )
-        return str(reply["session"])
+        return self._began(record, reply)
+
+    def _began(self, record: Record, reply: dict[str, Any]) -> str:
+        session = str(reply["session"])
+        if session not in self._unclaimed:
+            self._owners[session] = record.id
+        return session
+
+    async def attach(self, record: Record, *, ticket: str) -> None:
+        """Join the stdio parked under ``ticket`` to what the payload reads and writes."""
+        states.check("attach", record.state, record.name)
+        await self._keeper.call("attach", id=record.id, ticket=ticket)
+
+    async def signal(self, record: Record, session: str, name: str) -> None:
+        """To a command that ``exec`` began in this instance."""
+        if self._owners.get(session) != record.id:
+            raise NotFound(
+                f"no command {session[:40]!r} runs in {record.name!r}",
+                hint="the answer of exec names it",
+            )
+        await self._keeper.call("session_signal", session=session, signal=signal_name(name))
 
     async def capture(
         self, record: Record, request: ExecRequest, *, stdin: bytes, timeout_s: float
@@ -103,6 +137,7 @@ class Sessions:
                 process=asdict(process),
             )
             reply = await call
+            session = self._began(record, reply)
             for end in (in_read, out_write, err_write):
                 end.close()
             try:
@@ -110,14 +145,29 @@ class Sessions:
                     _, stdout, stderr = await asyncio.gather(
                         _feed(in_write, stdin), _drain(out_read), _drain(err_read)
                     )
-                    event = await self._end_of(str(reply["session"]))
+                    event = await self._end_of(session)
             except TimeoutError:
-                # Its pipes close with us: what still writes gets EPIPE.
+                await self._end_session(session)
                 raise TimedOut(
-                    f"{process.argv[0]!r} in {record.name!r} did not end within {timeout_s:g} s",
+                    f"{process.argv[0]!r} in {record.name!r} did not end within {timeout_s:g} s "
+                    "and was killed",
                     hint="give a longer timeout_s, or a ticket to stream",
                 ) from None
+            except BaseException:
+                # Too much output, or nobody waits for it any more: it must not run on unseen.
+                await asyncio.shield(self._end_session(session))
+                raise
         return Captured(exit_code=int(event["exit_code"]), stdout=stdout, stderr=stderr)
+
+    async def _end_session(self, session: str) -> None:
+        if session not in self._owners:
+            return  # it has ended meanwhile
+        try:
+            await self._keeper.call("session_signal", session=session, signal="SIGKILL")
+        except NotFound:
+            pass
+        except TwofoldError as error:
+            log.warning("session %s could not be ended: %s", session, error.message)
 
     def _process(self, record: Record, request: ExecRequest) -> plan.Process:
         states.check("exec", record.state, record.name)

@@ -11,8 +11,8 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from twofold.api.replies import reply
-from twofold.api.routes.instances import Ticket
+from twofold.api.replies import reply, while_connected
+from twofold.api.routes.instances import KillRequest, Ticket
 from twofold.api.services import services
 from twofold.errors import InvalidInput
 from twofold.instance.logs import MAX_TAIL, read_console, read_log
@@ -25,7 +25,7 @@ MAX_TIMEOUT_S = 24 * 3600.0
 
 
 class ExecBody(Strict):
-    """Either ``ticket`` (stdio parked at the door) or ``capture``."""
+    """One of ``ticket`` (stdio parked at the door), ``capture`` and ``detach``."""
 
     command: list[Argument] = Field(min_length=1, examples=[["cat", "/etc/os-release"]])
     env: list[Argument] = Field(default_factory=list)
@@ -34,6 +34,7 @@ class ExecBody(Strict):
     tty: bool = False
     ticket: Ticket | None = None
     capture: bool = False
+    detach: bool = Field(default=False, description="nobody sees what it reads or writes")
     stdin_base64: str = ""
     timeout_s: float = Field(default=60.0, gt=0, le=MAX_TIMEOUT_S)
 
@@ -49,17 +50,24 @@ async def execute(request: Request, name: str, body: ExecBody) -> Response:
         user=body.user,
         tty=body.tty,
     )
+    if body.detach and (body.capture or body.ticket):
+        raise InvalidInput("detach goes with neither ticket nor capture", hint="leave them out")
     if not body.capture:
-        if body.ticket is None:
-            raise InvalidInput("exec needs a ticket or capture=true", hint='{"capture": true, …}')
-        return reply({"session": await sessions.execute(record, wanted, ticket=body.ticket)})
+        if body.ticket is None and not body.detach:
+            raise InvalidInput(
+                "exec needs a ticket, capture=true or detach=true", hint='{"capture": true, …}'
+            )
+        ticket = body.ticket or ""
+        return reply({"session": await sessions.execute(record, wanted, ticket=ticket)})
     if body.tty or body.ticket:
         raise InvalidInput("capture goes with neither tty nor ticket", hint="leave them out")
     try:
         stdin = base64.b64decode(body.stdin_base64, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidInput("stdin_base64 is not base64", hint="base64 < FILE") from None
-    captured = await sessions.capture(record, wanted, stdin=stdin, timeout_s=body.timeout_s)
+    captured = await while_connected(
+        request, sessions.capture(record, wanted, stdin=stdin, timeout_s=body.timeout_s)
+    )
     return reply(
         {
             "exit_code": captured.exit_code,
@@ -67,6 +75,31 @@ async def execute(request: Request, name: str, body: ExecBody) -> Response:
             "stderr_base64": base64.b64encode(captured.stderr).decode(),
         }
     )
+
+
+class AttachBody(Strict):
+    ticket: Ticket
+
+
+@router.post("/instances/{name}/attach", status_code=204, summary="Join the streams of the payload")
+async def attach(request: Request, name: str, body: AttachBody) -> Response:
+    manager = services(request).instances
+    await manager.sessions.attach(manager.find(name), ticket=body.ticket)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/instances/{name}/exec/{session}/kill",
+    status_code=204,
+    summary="Send a signal to a command that exec began",
+)
+async def kill_session(
+    request: Request, name: str, session: Line, body: KillRequest | None = None
+) -> Response:
+    manager = services(request).instances
+    wanted = (body or KillRequest()).signal
+    await manager.sessions.signal(manager.find(name), session, wanted)
+    return Response(status_code=204)
 
 
 @router.get("/instances/{name}/logs", summary="Log lines: TIME stdout|stderr F|P CONTENT")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from twofold.cli import output, spec
+from twofold.cli import keys, output, spec
 from twofold.cli.arguments import Parser, UsageError
 from twofold.cli.progress import Progress
 from twofold.cli.session import Session, flush
@@ -41,6 +41,7 @@ def configure(parser: Parser) -> None:
         "-d", "--detach", action="store_true", help="print the name and return when it runs"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="draw no progress")
+    keys.configure(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -96,7 +97,7 @@ def _foreground(client: Client, body: dict[str, Any], args: argparse.Namespace) 
         tty=args.tty,
         interactive=args.interactive,
         direct=args.rm,
-        detachable=not args.rm,
+        detach_keys=b"" if args.rm else args.detach_keys,
     )
     instance: dict[str, Any] = {}
 

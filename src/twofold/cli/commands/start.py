@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twofold.cli import several
+from twofold.cli import keys, several
 from twofold.cli.arguments import Parser, UsageError
 from twofold.cli.progress import Progress
 from twofold.cli.session import Session, flush
@@ -23,6 +23,7 @@ def configure(parser: Parser) -> None:
     several.configure(parser, everything="start every created or stopped instance", short=())
     parser.add_argument("-a", "--attach", action="store_true", help="stay in the foreground")
     parser.add_argument("-i", "--interactive", action="store_true", help="pass standard input on")
+    keys.configure(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,7 +52,7 @@ def _attached(args: argparse.Namespace) -> int:
         tty=bool(spec.get("tty")),
         interactive=args.interactive or bool(spec.get("interactive")),
         direct=False,
-        detachable=True,
+        detach_keys=args.detach_keys,
     )
 
     def on_event(event: dict[str, Any]) -> None:
