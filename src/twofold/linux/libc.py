@@ -29,6 +29,8 @@ _NUMBERS_COMMON = {  # since Linux 5.0 new calls have one number on every archit
 }
 _NUMBERS_X86_64 = {
     "pivot_root": 155,
+    "sethostname": 170,
+    "setdomainname": 171,
     "capget": 125,
     "capset": 126,
     "prctl": 157,
@@ -49,6 +51,8 @@ _NUMBERS_X86_64 = {
 }
 _NUMBERS_GENERIC = {  # arm64, riscv64
     "pivot_root": 41,
+    "sethostname": 161,
+    "setdomainname": 162,
     "capget": 90,
     "capset": 91,
     "prctl": 167,

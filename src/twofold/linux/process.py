@@ -116,6 +116,18 @@ def pidfd_send_signal(pidfd: int, number: int) -> None:
     syscall("pidfd_send_signal", pidfd, number, None, 0)
 
 
+def set_host_name(name: str) -> None:
+    """Of the caller's uts namespace."""
+    data = name.encode()
+    syscall("sethostname", data, len(data))
+
+
+def set_domain_name(name: str) -> None:
+    """The NIS domain of the caller's uts namespace."""
+    data = name.encode()
+    syscall("setdomainname", data, len(data))
+
+
 def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
     return syscall("prctl", option, arg2, arg3, 0, 0)
 

@@ -13,7 +13,7 @@ from twofold.errors import InvalidInput
 from twofold.oci import document, hooks, mounts, process, sysctls
 from twofold.oci import resources as resource_parser
 from twofold.record import dataclass, field
-from twofold.runtime.namespaces import FLAGS, Namespaces
+from twofold.runtime.namespaces import FLAGS, Namespaces, open_joined
 from twofold.runtime.resources import Resources
 
 TYPE_CHECKING = False
@@ -52,6 +52,7 @@ class ContainerPlan:
     filesystem: FilesystemPlan
     namespaces: Namespaces
     resources: Resources
+    has_resources: bool
     cgroups_path: str = ""
     uid_map: IdMap = ()
     gid_map: IdMap = ()
@@ -107,11 +108,13 @@ def parse(node: Node, bundle: str) -> ContainerPlan:
         filesystem=mounts.parse(
             node,
             bundle=bundle,
-            mount_namespace="mount" in namespaces.new,
+            mount_namespace=namespaces.has("mount"),
+            shared_namespace="mount" in namespaces.joined,
             user_namespace=namespaces.has("user"),
             cgroup_namespace=namespaces.has("cgroup"),
         ),
         namespaces=namespaces,
+        has_resources=linux.get("resources") is not None,
         resources=resource_parser.parse(linux.get("resources")),
         cgroups_path=cgroups_path.string() if cgroups_path is not None else "",
         uid_map=uid_map,
@@ -153,6 +156,7 @@ def seccomp_of(document: Node) -> Seccomp | None:
 def _namespaces(node: Node | None) -> Namespaces:
     new: set[str] = set()
     joined: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for element in node.elements() if node is not None else ():
         kind = element.need("type").one_of(*FLAGS)
         if kind in new or kind in joined:
@@ -164,7 +168,9 @@ def _namespaces(node: Node | None) -> Namespaces:
             new.add(kind)
         else:
             joined[kind] = path.absolute_path()
-    return Namespaces(new=frozenset(new), joined=joined)
+            fields[kind] = path.path
+            os.close(open_joined(kind, path.string(), path.path))
+    return Namespaces(new=frozenset(new), joined=joined, fields=fields)
 
 
 def _file(kind: str) -> str:

@@ -14,7 +14,7 @@ from twofold.errors import InvalidInput, RuntimeFailed
 from twofold.linux import process, sockets
 from twofold.oci import channel, config, console, fault
 from twofold.oci import state as states
-from twofold.oci.init import Making, first_process, preload
+from twofold.oci.init import Making, first_process, leave_host, preload
 from twofold.record import dataclass, field, replace
 from twofold.runtime import cgroups, credentials, idmap, mounting, namespaces, spawn
 from twofold.runtime.mount_plan import CgroupView
@@ -142,7 +142,7 @@ def _create(
     record = replace(record, pid=made.pid, start_time=process.stat_of(made.pid)[1])
     made.container.save(record)
     fault.point("create-recorded")
-    terminal = _watch_it_grow(request, session, plan, made, ours, record)
+    terminal = _watch_it_grow(request, session, plan, made, ours, record, joined=making.joined)
     record = replace(record, status="created")
     made.container.save(record)
     fault.point("create-created")
@@ -170,7 +170,7 @@ def _record(request: Request, plan: ContainerPlan, group: cgroups.Group) -> stat
         cgroup=group.to_state(),
         annotations=plan.annotations,
         own_pid_namespace="pid" in plan.namespaces.new,
-        own_mount_namespace=plan.namespaces.has("mount"),
+        own_mount_namespace="mount" in plan.namespaces.new,
         uid=os.geteuid(),
     )
 
@@ -203,7 +203,8 @@ def _ready(
     if needs_map and "user" in plan.namespaces.new:
         userns_fd = idmap.make_namespace(plan.uid_map, plan.gid_map)
     elif needs_map and "user" in plan.namespaces.joined:
-        userns_fd = namespaces.open_joined("user", plan.namespaces.joined["user"])
+        path, name = plan.namespaces.joined["user"], plan.namespaces.fields["user"]
+        userns_fd = namespaces.open_joined("user", path, name)
     try:
         prepared = mounting.prepare(plan.filesystem, userns_fd=userns_fd, cgroups=view)
     finally:
@@ -260,8 +261,15 @@ def _spawn(plan: ContainerPlan, made: _Making, making: Making) -> tuple[int, int
     opened = {}
     try:
         for kind, path in plan.namespaces.joined.items():
-            opened[kind] = namespaces.open_joined(kind, path)
-        pid, pidfd = spawn.spawn(plan.namespaces, opened=opened, time_offsets=plan.time_offsets)
+            opened[kind] = namespaces.open_joined(kind, path, plan.namespaces.fields[kind])
+        making.joined = bool(opened) or "time" in plan.namespaces.new
+        pid, pidfd = spawn.spawn(
+            plan.namespaces,
+            opened=opened,
+            time_offsets=plan.time_offsets,
+            clone=making.group.clone,
+            before=lambda helper: leave_host(making, {helper, *opened.values()}),
+        )
         if pid == 0:
             first_process(making)
     finally:
@@ -277,15 +285,19 @@ def _watch_it_grow(
     made: _Making,
     sync: socket.socket,
     record: states.Record,
+    *,
+    joined: bool,
 ) -> int:
     """The runtime's part while the process builds its root. Returns a terminal that is ours."""
     if "user" in plan.namespaces.new:
+        if not joined:
+            channel.expect(sync, "entered", warn=session.warn)
+            credentials.from_outside(plan.process.attributes, made.pid, warn=session.warn)
         idmap.write_given_maps(made.pid, plan.uid_map, plan.gid_map)
         fault.point("create-maps")
         channel.send(sync, {"step": "go"})
     channel.expect(sync, "mounted", warn=session.warn)
     fault.point("create-mounted")
-    credentials.from_outside(plan.process.attributes, made.pid, warn=session.warn)
     _run_runtime_hooks(plan, sync, record)
     assert made.group is not None
     terminal = -1
@@ -294,8 +306,10 @@ def _watch_it_grow(
         made.descriptors.append(terminal)
     channel.expect(sync, "created", warn=session.warn)
     fault.point("create-built")
-    for warning in made.group.apply(plan.resources):
-        session.warn(warning)
+    # A group that was there before us keeps its limits, unless the document has some of its own.
+    if plan.has_resources or made.group.made:
+        for warning in made.group.apply(plan.resources):
+            session.warn(warning)
     fault.point("create-limits")
     if request.waits:
         channel.send(sync, {"step": "wait"})

@@ -50,6 +50,10 @@ class Making:
     new_keyring: bool = True
     preserved: int = 0
     protect: bool = True  # the host's interpreter could be written to from inside
+    joined: bool = False  # a helper has joined namespaces and left the host for us
+
+    def warn(self, text: str) -> None:
+        channel.send(self.sync, {"warning": text})
 
     def descriptors(self) -> set[int]:
         """All that must stay open until they are used."""
@@ -95,7 +99,9 @@ def first_process(making: Making) -> NoReturn:
 
 def _live(making: Making) -> None:
     plan = making.plan
-    _detach_from_host(making)
+    if not making.joined:
+        leave_host(making)
+    os.setsid()
     _enter_namespaces(making)
     built = _build(making)
     mounting.enter(plan.filesystem, built, pivot=making.pivot)
@@ -105,43 +111,40 @@ def _live(making: Making) -> None:
     _prepare_program(making)
 
 
-def _detach_from_host(making: Making) -> None:
+def leave_host(making: Making, keep: set[int] | None = None) -> None:
+    """With the host's ids, before anything of the container is in reach. Done by the process
+    that joins namespaces, where there is one; ``keep`` is what that one needs besides."""
+    attributes = making.plan.process.attributes
     process.prctl(process.PR_SET_DUMPABLE, 0 if os.geteuid() == 0 else 1)
     stdio = {0, 1, 2, *range(3, 3 + making.preserved)}
-    process.close_descriptors(stdio | making.descriptors())
+    process.close_descriptors(stdio | making.descriptors() | (keep or set()))
     forget_modules()
-    os.setsid()
     if making.protect:
         interpreter.let_go()
+    making.group.enter()
+    if "user" in making.plan.namespaces.new and not making.joined:
+        channel.send(making.sync, {"event": "entered"})  # no rights of the host: it acts for us
+    else:
+        credentials.from_outside(attributes, 0, warn=making.warn)
 
 
 def _enter_namespaces(making: Making) -> None:
     plan = making.plan
     if "user" in plan.namespaces.new:
         _step(making, "go")
-    making.group.enter()
-    if "user" in plan.namespaces.new:
         namespaces.become_root()
         process.prctl(process.PR_SET_DUMPABLE, 0)
     if "cgroup" in plan.namespaces.new:
         process.unshare(process.CLONE_NEWCGROUP)
     if plan.hostname:
-        _write_name("hostname", plan.hostname)
+        process.set_host_name(plan.hostname)
     if plan.domainname:
-        _write_name("domainname", plan.domainname)
+        process.set_domain_name(plan.domainname)
     if "network" in plan.namespaces.new:
         netconf.configure_loopback()
     for path, value in plan.sysctls.items():
         _write_sysctl(path, value)
     credentials.request_labels(plan.process.attributes)
-
-
-def _write_name(kind: str, text: str) -> None:
-    fd = os.open(f"/proc/sys/kernel/{kind}", os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
 
 
 def _write_sysctl(path: str, value: str) -> None:
@@ -220,14 +223,13 @@ def _open_terminal(making: Making, built: mounting.Built) -> None:
 def _prepare_program(making: Making) -> NoReturn:
     plan = making.plan.process
     attributes = plan.attributes
-
-    def warn(text: str) -> None:
-        channel.send(making.sync, {"warning": text})
-
     program.give_stdio_to(attributes.uid)
     arrived = program.enter_directory(plan.cwd)
     sets = credentials.take_identity(
-        attributes, warn=warn, new_keyring=making.new_keyring, filtered=bool(making.filter_program)
+        attributes,
+        warn=making.warn,
+        new_keyring=making.new_keyring,
+        filtered=bool(making.filter_program),
     )
     process.prctl(process.PR_SET_DUMPABLE, 0)  # taking an identity may have reset it
     if not arrived:
@@ -244,7 +246,7 @@ def _prepare_program(making: Making) -> NoReturn:
         attributes,
         sets,
         program=making.filter_program,
-        flags=seccomp.flags if seccomp is not None else 0,
+        flags=seccomp.load_flags if seccomp is not None else 0,
     )
     if listener >= 0:
         from twofold.runtime import seccomp_listener

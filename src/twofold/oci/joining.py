@@ -44,6 +44,9 @@ class Joining:
     new_keyring: bool = True
     protect: bool = True
 
+    def warn(self, text: str) -> None:
+        channel.send(self.sync, {"warning": text})
+
 
 @dataclass(kw_only=True)
 class Joined:
@@ -90,10 +93,16 @@ def join(
         protect=not user or _host_root_is_inside(init_pid),
     )
 
-    def before() -> None:
-        _prepare_to_join(joining, init_fd)
+    def before(_: int) -> None:
+        _prepare_to_join(joining)
 
-    pid, pidfd = spawn.spawn_beside(init_fd, flags, user=user, before=before)
+    pid, pidfd = spawn.spawn_beside(
+        init_fd,
+        flags,
+        user=user,
+        clone=lambda more: group.clone(more, beside=init_pid),
+        before=before,
+    )
     if pid == 0:
         _joined_process(joining)
     fault.point("exec-cloned")
@@ -111,7 +120,6 @@ def join(
 
 
 def _watch(joining: Joining, session: Session, pid: int, pidfd: int, sync: socket.socket) -> Joined:
-    credentials.from_outside(joining.plan.attributes, pid, warn=session.warn)
     if joining.plan.final_cpus:
         scheduling.set_affinity(joining.plan.final_cpus, pid)
     channel.send(sync, {"step": "go"})
@@ -171,7 +179,7 @@ def _host_root_is_inside(pid: int) -> bool:
     return False
 
 
-def _prepare_to_join(joining: Joining, init_fd: int) -> None:
+def _prepare_to_join(joining: Joining) -> None:
     """In the helper, with the host's rights and view: what must be done before it joins."""
     if joining.plan.initial_cpus:
         scheduling.set_affinity(joining.plan.initial_cpus, 0)
@@ -180,6 +188,7 @@ def _prepare_to_join(joining: Joining, init_fd: int) -> None:
     if joining.protect:
         interpreter.let_go()
     joining.group.enter()
+    credentials.from_outside(joining.plan.attributes, 0, warn=joining.warn)
     forget_modules()
 
 
@@ -242,15 +251,11 @@ def _open_terminal(joining: Joining) -> None:
 def _become(joining: Joining) -> NoReturn:
     plan = joining.plan
     attributes = plan.attributes
-
-    def warn(text: str) -> None:
-        channel.send(joining.sync, {"warning": text})
-
     program.give_stdio_to(attributes.uid)
     arrived = program.enter_directory(plan.cwd)
     sets = credentials.take_identity(
         attributes,
-        warn=warn,
+        warn=joining.warn,
         new_keyring=joining.new_keyring,
         filtered=bool(joining.filter_program),
     )
@@ -265,7 +270,7 @@ def _become(joining: Joining) -> NoReturn:
         attributes,
         sets,
         program=joining.filter_program,
-        flags=joining.seccomp.flags if joining.seccomp is not None else 0,
+        flags=joining.seccomp.load_flags if joining.seccomp is not None else 0,
     )
     if listener >= 0:
         from twofold.runtime import seccomp_listener

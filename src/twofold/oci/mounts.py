@@ -75,8 +75,17 @@ def parse(
         shared_namespace=shared_namespace,
         user_namespace=user_namespace,
         cgroup_namespace=cgroup_namespace,
+        lock_binds=user_namespace and _may_mount(document),
         warnings=tuple(warnings),
     )
+
+
+def _may_mount(document: Node) -> bool:
+    """Whether the container's root will be able to mount, and so to remount."""
+    process = document.get("process")
+    sets = process.get("capabilities") if process is not None else None
+    bounding = sets.get("bounding") if sets is not None else None
+    return bounding is not None and "CAP_SYS_ADMIN" in bounding.strings()
 
 
 def _refuse_mounts(document: Node, linux: Node | None) -> None:

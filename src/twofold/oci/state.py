@@ -131,6 +131,10 @@ class Container:
             os.close(self.fd)
             self.fd = -1
 
+    def unlock(self) -> None:
+        """Let others change the container."""
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+
     # Files
 
     def read_file(self, name: str) -> bytes:

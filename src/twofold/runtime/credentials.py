@@ -66,7 +66,8 @@ def check_labels(attributes: ProcessAttributes) -> None:
 
 
 def from_outside(attributes: ProcessAttributes, pid: int, *, warn: Warn) -> None:
-    """What only the host's rights can give to ``pid``; it must be in its cgroup already."""
+    """What only the host's rights can give to ``pid`` (0: the caller), which must be in its cgroup
+    already."""
     for number, (soft, hard) in attributes.rlimits.items():
         _raise_ceiling(number, soft, hard, pid=pid, warn=warn)
     if attributes.oom_score_adj is not None:
@@ -112,7 +113,7 @@ def _clamped(number: int, soft: int, hard: int, allowed: int) -> str:
 
 
 def _set_oom_score(value: int, pid: int, *, warn: Warn) -> None:
-    path = f"/proc/{pid}/oom_score_adj"
+    path = f"/proc/{pid or 'self'}/oom_score_adj"
     try:
         with open(path, "wb", buffering=0) as file:
             file.write(str(value).encode())

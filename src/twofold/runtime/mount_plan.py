@@ -147,6 +147,7 @@ class FilesystemPlan:
     shared_namespace: bool = False  # joined: others live in it, so its own root stays as it is
     user_namespace: bool = False
     cgroup_namespace: bool = False
+    lock_binds: bool = False  # root of the user namespace could undo their options otherwise
     warnings: tuple[str, ...] = ()
 
 

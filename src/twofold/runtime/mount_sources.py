@@ -12,7 +12,7 @@ import os
 from twofold.errors import InvalidInput, RuntimeFailed, Unsupported
 from twofold.linux import mount as lm
 from twofold.record import dataclass, field
-from twofold.runtime import devices, idmap, mount_cgroup
+from twofold.runtime import devices, idmap, mount_cgroup, mount_locks
 from twofold.runtime.mount_plan import CgroupView, FilesystemPlan, Mount
 
 TYPE_CHECKING = False
@@ -92,6 +92,8 @@ def prepare(
                 prepared.binds[index] = _bind(plan, mount, userns_fd)
             elif mount.kind in ("cgroup", "cgroup2") and cgroups is not None:
                 prepared.cgroups[index] = mount_cgroup.prepare(plan, mount, cgroups)
+        if plan.lock_binds:
+            mount_locks.lock(prepared.binds)
         if plan.user_namespace:
             for index, device in enumerate(plan.devices):
                 if device.kind != "p":

@@ -39,10 +39,12 @@ FILES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Namespaces:
-    """Types to make anew, and types to join with the paths they are joined by."""
+    """Types to make anew, and types to join with the paths they are joined by; ``fields`` is how
+    the document calls those paths."""
 
     new: frozenset[str] = frozenset()
     joined: dict[str, str] = field(default_factory=dict)
+    fields: dict[str, str] = field(default_factory=dict)
 
     def has(self, kind: str) -> bool:
         """The container does not share this one with the runtime."""
@@ -56,19 +58,20 @@ class Namespaces:
         return flags
 
 
-def open_joined(kind: str, path: str) -> int:
-    """The namespace at ``path``. Refuses what is no namespace of that type."""
+def open_joined(kind: str, path: str, name: str) -> int:
+    """The namespace at ``path``. Refuses what is no namespace of that type; ``name`` is the field
+    that messages speak of."""
     try:
         found = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
         raise InvalidInput(
-            f"{kind} namespace {path!r}: {error.strerror}", hint="name a file like /proc/PID/ns/net"
+            f"{name} is {_quoted(path)}: {error.strerror}", hint="name a file like /proc/PID/ns/net"
         ) from error
     try:
         # Before the file is opened for good: opening a device or a FIFO would already be an act.
         if os.fstat(found).st_dev != os.stat("/proc/self/ns/mnt").st_dev:
             raise InvalidInput(
-                f"{kind} namespace {path!r} is not a namespace",
+                f"{name} is {_quoted(path)}: this is no namespace",
                 hint="name a file like /proc/PID/ns/net",
             )
         fd = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
@@ -82,10 +85,14 @@ def open_joined(kind: str, path: str) -> int:
         os.close(fd)
         really = next((name for name, flag in FLAGS.items() if flag == is_type), "none")
         raise InvalidInput(
-            f"{kind} namespace {path!r} is a namespace of type {really}",
+            f"{name} is {_quoted(path)}: this is a namespace of type {really}",
             hint=f"name a {kind} namespace",
         )
     return fd
+
+
+def _quoted(path: str) -> str:
+    return f'"{path}"'
 
 
 def is_ours(kind: str, fd: int) -> bool:

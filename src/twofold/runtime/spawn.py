@@ -30,16 +30,18 @@ def spawn(
     *,
     opened: Mapping[str, int],
     time_offsets: Mapping[str, tuple[int, int]],
-    before: Callable[[], None] | None = None,
+    clone: Callable[[int], tuple[int, int]],
+    before: Callable[[int], None],
 ) -> tuple[int, int]:
     """Like fork: (pid, pidfd) in the caller, (0, -1) in the new process.
 
-    ``opened`` are the namespaces to join (``namespaces.open_joined``). ``before`` is run in the
-    process that joins, before it does.
+    ``opened`` are the namespaces to join (``namespaces.open_joined``). ``clone`` makes a process
+    that is born in the container's control group (``Group.clone``). ``before`` is run in the
+    process that joins, before it does; its argument is a descriptor to leave open.
     """
     if not opened and "time" not in wanted.new:
         try:
-            return process.clone(wanted.new_flags(without=_LATER))
+            return clone(wanted.new_flags(without=_LATER))
         except OSError as error:
             raise _no_namespaces(wanted, error) from error
     flags = wanted.new_flags(without=(*_LATER, "time"))
@@ -50,11 +52,16 @@ def spawn(
             process.unshare(process.CLONE_NEWTIME)
             _write_time_offsets(time_offsets)
 
-    return _through_helper(enter, flags, before)
+    return _through_helper(enter, flags, clone, before)
 
 
 def spawn_beside(
-    pidfd: int, flags: int, *, user: bool, before: Callable[[], None]
+    pidfd: int,
+    flags: int,
+    *,
+    user: bool,
+    clone: Callable[[int], tuple[int, int]],
+    before: Callable[[int], None],
 ) -> tuple[int, int]:
     """Like fork, in the namespaces ``flags`` of the process behind ``pidfd``."""
 
@@ -63,7 +70,7 @@ def spawn_beside(
         if user:
             namespaces.become_root()
 
-    return _through_helper(enter, 0, before)
+    return _through_helper(enter, 0, clone, before)
 
 
 def _no_namespaces(wanted: Namespaces, error: OSError) -> RuntimeFailed:
@@ -76,15 +83,17 @@ def _no_namespaces(wanted: Namespaces, error: OSError) -> RuntimeFailed:
 
 
 def _through_helper(
-    enter: Callable[[], None], flags: int, before: Callable[[], None] | None
+    enter: Callable[[], None],
+    flags: int,
+    clone: Callable[[int], tuple[int, int]],
+    before: Callable[[int], None],
 ) -> tuple[int, int]:
     ours, theirs = sockets.pair()
-    helper, helper_fd = process.clone(0)
+    helper, helper_fd = clone(0)
     if helper == 0:
         ours.close()
         try:
-            if before is not None:
-                before()
+            before(theirs.fileno())
             enter()
             pid, pidfd = process.clone(flags | process.CLONE_PARENT)
             if pid == 0:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from twofold.errors import NotFound
 from twofold.oci import destroy, foreground
+from twofold.oci import state as states
 from twofold.oci.arguments import FLAG, Option
 from twofold.oci.commands import create as create_command
 from twofold.oci.create import create
@@ -42,10 +44,25 @@ def run(values: Values, rest: list[str], session: Session) -> int:
         )
         if detached:
             return 0
-        code = foreground.stay(made.record.pid, made.pidfd, terminal=made.terminal)
     except BaseException:
         destroy.delete(container, session, force=True)
         raise
+    container.unlock()
+    code = foreground.stay(made.record.pid, made.pidfd, terminal=made.terminal)
+    container.close()
     if not values.flag("keep"):
-        destroy.delete(container, session, force=True)
+        _delete(session, made.record)
     return code
+
+
+def _delete(session: Session, ours: states.Record) -> None:
+    """Unless somebody else did, or made another of that name meanwhile."""
+    try:
+        container = states.Container.find(session.root, ours.id, lock=True)
+    except NotFound:
+        return
+    with container:
+        record = container.load_if_readable()
+        if record is not None and record.pid != ours.pid:
+            return
+        destroy.delete(container, session, force=True)
