@@ -74,7 +74,7 @@ def hostile_image(twofold: Runner, tmp_path: Path) -> Callable[..., str]:
         tarball = tmp_path / f"{name}.tar"
         with tarfile.open(tarball, "w") as tar:
             tar.add(oci_lab.BUSYBOX, "bin/busybox")
-            for applet in ("sh", "ls", "cat", "true", "echo", "mount"):
+            for applet in ("sh", "ls", "cat", "true", "echo", "mount", "grep"):
                 tar.addfile(link("bin/" + applet, "busybox"))
             for path in ("proc", "sys", "dev", "etc", "tmp"):
                 if path not in links:
@@ -426,3 +426,20 @@ def test_o10_control_the_same_steps_by_descriptor_do_not(trap: Trap, tmp_path: P
             with contextlib.suppress(TwofoldError):
                 mount_lab.run(config, bundle, lambda: "")
     trap.assert_untouched()
+
+
+# A read-only volume and a root inside that may mount
+
+
+def test_a_read_only_volume_stays_so_for_root_who_may_mount(
+    twofold: Runner, hostile_image: Callable[..., str], victim: Path
+) -> None:
+    image = hostile_image("remount")
+    words = ("run", "--rm", "--network", "none", "--cap-add", "SYS_ADMIN")
+    script = "mount -o remount,bind,rw /v; echo x > /v/written; grep ' /v ' /proc/self/mountinfo"
+    done = twofold(*words, "-v", f"{victim}:/v:ro", image, "sh", "-c", script)
+    assert b"ermission denied" in done.stderr or b"not permitted" in done.stderr
+    assert b" /v ro,nosuid,nodev" in done.stdout
+    assert os.listdir(victim) == []
+    # Mounting as such works: it is the lock that forbids, not a missing capability.
+    twofold(*words, image, "mount", "-t", "tmpfs", "tmpfs", "/tmp", check=True)

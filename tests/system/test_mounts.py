@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mount_lab import a_config, a_root, mountinfo, run
+from mount_lab import RANGE, a_config, a_root, mountinfo, run
 
 from twofold.errors import InvalidInput, RuntimeFailed, TwofoldError
 from twofold.runtime import cgroup_layout
@@ -386,6 +386,59 @@ def test_what_the_host_mounts_later_arrives_in_a_slave_and_not_in_a_private_one(
     assert "/p/late" not in found
 
 
+# Attributes that root inside must not be able to take back
+
+
+def take_back() -> Any:
+    """What root of the user namespace, who may mount, can do to a read-only volume."""
+    from twofold.linux import mount as lm
+
+    def through_a_clone() -> None:
+        clone = lm.open_tree("/v", recursive=True)
+        lm.set_attributes(clone, 0, clear=lm.ATTR_RDONLY)
+
+    return {
+        "remount": fails(lambda: lm.mount("", "/v", flags=lm.MS_REMOUNT | lm.MS_BIND)),
+        "clone": fails(through_a_clone),
+        "write": fails(lambda: Path("/v/written").touch()),
+        "uncover": fails(lambda: lm.umount("/v/below")),
+    }
+
+
+def with_sys_admin(*mounts: dict[str, Any]) -> dict[str, Any]:
+    return a_config(*mounts) | {"process": {"capabilities": {"bounding": ["CAP_SYS_ADMIN"]}}}
+
+
+def test_root_inside_cannot_make_a_read_only_volume_writable(bundle: str, tree: Path) -> None:
+    os.chown(tree, RANGE, RANGE)
+    volume = {"destination": "/v", "source": str(tree), "options": ["rbind", "rro"]}
+    more = bind(tree / "file", "ro", at="/file")
+    found = run(with_sys_admin(volume, more), bundle, take_back, userns=True)
+    # EINVAL: what a mount covers is as locked as the mount.
+    expected = {"remount": "EPERM", "clone": "EPERM", "write": "EROFS", "uncover": "EINVAL"}
+    assert found == expected
+    assert not (tree / "written").exists()
+
+
+def test_control_without_locks_it_could(
+    bundle: str, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.chown(tree, RANGE, RANGE)
+    monkeypatch.setattr("twofold.runtime.mount_locks.lock", lambda binds: None)
+    volume = {"destination": "/v", "source": str(tree), "options": ["rbind", "rro"]}
+    found = run(with_sys_admin(volume), bundle, take_back, userns=True)
+    assert found == {"remount": "", "clone": "", "write": "", "uncover": ""}
+    assert (tree / "written").exists()
+
+
+def test_locked_volumes_keep_owners_and_many_are_fine(bundle: str, volume: Path) -> None:
+    os.chown(volume / "file", 12, 12)
+    volumes = [bind(volume, "idmap", "nosuid", at=f"/many/{number}") for number in range(40)]
+    config = with_sys_admin(*volumes)
+    probe = lambda: [owner_of(f"/many/{n}/file") for n in range(40)]  # noqa: E731
+    assert run(config, bundle, probe, userns=True) == [[12, 12]] * 40
+
+
 # Changing what is mounted
 
 
@@ -620,7 +673,9 @@ def test_masked_and_read_only_paths(bundle: str, tree: Path, userns: bool) -> No
             "lists": [os.listdir("/sys/firmware"), os.listdir("/sys/kernel")],
             "in directory": fails(lambda: Path("/sys/firmware/x").touch()),
             "mode": fails(lambda: os.chmod("/proc/keys", 0)),
-            "sysctl": fails(lambda: os.close(os.open("/proc/sys/net/ipv4/ip_forward", os.O_WRONLY))),
+            "sysctl": fails(
+                lambda: os.close(os.open("/proc/sys/net/ipv4/ip_forward", os.O_WRONLY))
+            ),
             "volume": fails(lambda: Path("/v/x").touch()),
             "below": fails(lambda: Path("/v/below/x").touch()),
         }

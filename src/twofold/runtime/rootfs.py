@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from twofold.errors import RuntimeFailed
 from twofold.linux import mount as lm
 from twofold.linux import openat2
-from twofold.runtime import covers, devices, mount_targets
+from twofold.runtime import covers, devices, mount_locks, mount_targets
 from twofold.runtime.mount_plan import Options, own_options, parse_options
 from twofold.runtime.plan import Mount, SandboxPlan
 
@@ -53,6 +53,8 @@ def prepare(
             if mount.kind == "bind":
                 userns_fd = {"range": range_fd, "owner": owner_fd}.get(mount.idmap, -1)
                 binds[index] = _bind(mount, userns_fd)
+        if "SYS_ADMIN" in plan.process.capabilities:
+            mount_locks.lock(binds)
     except BaseException:
         for fd in (root_fd, *binds.values()):
             if fd >= 0:
