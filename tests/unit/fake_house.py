@@ -81,6 +81,7 @@ class FakeKeeper:
         self.sandboxes: dict[str, dict[str, Any]] = {}
         self.plans: dict[str, dict[str, Any]] = {}
         self.calls: list[str] = []
+        self.archived: list[tuple[str, str]] = []
         self.hang_on = ""
         self.hanging = asyncio.Event()
         self._failing = failing
@@ -97,7 +98,7 @@ class FakeKeeper:
                 self.end(fields["id"], 1)
             self._failing.check(op)
         self._failing.check(op)
-        result: dict[str, Any] = getattr(self, f"_{op}")(fields)
+        result: dict[str, Any] = getattr(self, f"_{op}")({**fields, "fds": fds})
         return result
 
     def _hello(self, _: dict[str, Any]) -> dict[str, Any]:
@@ -141,6 +142,18 @@ class FakeKeeper:
     def _thaw(self, fields: dict[str, Any]) -> dict[str, Any]:
         self._get(fields)["state"] = "running"
         return {"ok": True}
+
+    def _archive(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """``tar`` comes out of any path; what goes in is thrown away."""
+        state = self._get(fields)["state"]
+        if state not in ("created", "running"):
+            raise IllegalState(f"it is {state}")
+        if fields["direction"] == "out":
+            os.write(fields["fds"][0], b"tar")
+        self.archived.append((fields["direction"], fields["path"]))
+        event = {"event": "session_exit", "session": "s9", "exit_code": 0}
+        asyncio.get_running_loop().call_soon(self.on_event, event)
+        return {"ok": True, "session": "s9"}
 
     def _update(self, fields: dict[str, Any]) -> dict[str, Any]:
         self._get(fields).setdefault("limits", {}).update(fields["limits"])

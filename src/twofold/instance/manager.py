@@ -20,6 +20,7 @@ from twofold.instance.exposure import Exposer
 from twofold.instance.facts import write_facts
 from twofold.instance.lifecycle import Lifecycle
 from twofold.instance.limits import Limits
+from twofold.instance.opening import Opening
 from twofold.instance.process import arguments, environment, working_dir
 from twofold.instance.record import Record
 from twofold.instance.sessions import Sessions
@@ -54,7 +55,7 @@ class InstanceManager:
         self.records = rooms.records
         self.walls = walls
         self.lifecycle = Lifecycle(rooms, walls)
-        self.sessions = Sessions(rooms)
+        self.sessions = Sessions(rooms, Opening(rooms, self.lifecycle))
         self.gauge = Gauge(rooms)
         self.exposer = Exposer(rooms, self.gauge)
         self.limits = Limits(rooms, walls, self.gauge)

@@ -200,6 +200,8 @@ def _adopt(
     except TwofoldError:
         image = None
     adopt(record, image.config if image else None)
+    # Not awaited: a guest that hangs must not hold up the daemon's start.
+    manager.rooms.scope.spawn(manager.limits.reapply(record), name=f"limits of {record.name}")
     report.adopted += 1
 
 
@@ -243,6 +245,8 @@ async def _settle(
         report.ended += 1
         return
     if sandbox is not None and sandbox["state"] == "discarded":
+        if not record.active:
+            return  # it was opened for a copy, never started
         if record.spec.auto_remove:
             await manager.lifecycle.erase(record)
             return

@@ -24,6 +24,7 @@ from twofold.errors import (
 )
 from twofold.instance import states
 from twofold.instance.collaborators import Collaborators
+from twofold.instance.opening import Opening
 from twofold.instance.process import absolute, exec_process, signal_name
 from twofold.instance.record import Record
 from twofold.runtime import plan
@@ -54,8 +55,9 @@ class ExecRequest:
 class Sessions:
     """Starts sessions and knows how they ended."""
 
-    def __init__(self, rooms: Collaborators) -> None:
+    def __init__(self, rooms: Collaborators, opening: Opening) -> None:
         self._keeper = rooms.keeper
+        self._opening = opening
         self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
         # An end may be read before its beginner has got the session's name.
         self._owners: dict[str, str] = {}  # session → instance, of those that may still run
@@ -186,24 +188,29 @@ class Sessions:
 
     async def archive_out(self, record: Record, path: str) -> AsyncGenerator[bytes, None]:
         """A tar of ``path`` inside, as chunks. Raises before the first chunk when it cannot."""
-        self._check_copy(record, path)
-        with ExitStack() as pipes:
-            read, write = _pipe(pipes)
-            reply = await self._keeper.call(
-                "archive", (write.fd,), id=record.id, direction="out", path=path
-            )
-            write.close()
-            reader = _Reader(read)
-            try:
-                while chunk := await reader.read():
-                    yield chunk
-            finally:
-                reader.close()
-            _raise_failure(await self._end_of(str(reply["session"])))
+        _check_path(path)
+        async with self._opening.opened(record):
+            with ExitStack() as pipes:
+                read, write = _pipe(pipes)
+                reply = await self._keeper.call(
+                    "archive", (write.fd,), id=record.id, direction="out", path=path
+                )
+                write.close()
+                reader = _Reader(read)
+                try:
+                    while chunk := await reader.read():
+                        yield chunk
+                finally:
+                    reader.close()
+                _raise_failure(await self._end_of(str(reply["session"])))
 
     async def archive_in(self, record: Record, path: str, body: AsyncIterator[bytes]) -> None:
         """Unpack a tar stream into the directory ``path`` inside."""
-        self._check_copy(record, path)
+        _check_path(path)
+        async with self._opening.opened(record):
+            await self._unpack(record, path, body)
+
+    async def _unpack(self, record: Record, path: str, body: AsyncIterator[bytes]) -> None:
         with ExitStack() as pipes:
             read, write = _pipe(pipes)
             reply = await self._keeper.call(
@@ -224,11 +231,11 @@ class Sessions:
                 write.close()
             _raise_failure(await self._end_of(str(reply["session"])))
 
-    def _check_copy(self, record: Record, path: str) -> None:
-        states.check("copy", record.state, record.name)
-        absolute(path, "path")
-        if "\x00" in path:
-            raise InvalidInput("path has a NUL in it", hint="twofold cp NAME:/path DIR")
+
+def _check_path(path: str) -> None:
+    absolute(path, "path")
+    if "\x00" in path:
+        raise InvalidInput("path has a NUL in it", hint="twofold cp NAME:/path DIR")
 
 
 def _raise_failure(event: dict[str, Any]) -> None:

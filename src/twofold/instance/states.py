@@ -44,6 +44,7 @@ _HINTS: dict[State, str] = {
     State.STOPPED: "twofold start {name}",
 }
 _HINTS_BY_VERB: dict[tuple[str, State], str] = {
+    ("copy", State.PAUSED): "twofold resume {name}: nothing inside runs while it is paused",
     ("start", State.RUNNING): "it runs already; twofold restart {name} starts it anew",
     ("pause", State.PAUSED): "it is paused already; twofold resume {name}",
     ("resume", State.RUNNING): "only a paused instance resumes; twofold pause {name}",
