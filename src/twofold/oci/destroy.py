@@ -58,6 +58,10 @@ def delete(container: states.Container, session: Session, *, force: bool) -> Non
 
 
 def group_of(record: states.Record) -> cgroups.Group:
+    if record.cgroup.get("unit"):
+        from twofold.oci import systemd_cgroup
+
+        return systemd_cgroup.from_state(cgroups.detect(), record.cgroup)
     return cgroups.Group.from_state(cgroups.detect(), record.cgroup)
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from twofold.errors import IllegalState
+from twofold.oci import destroy
 from twofold.oci import state as states
-from twofold.runtime import cgroups
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from twofold.runtime import cgroups
 
 
 class Found:
@@ -20,7 +24,7 @@ class Found:
         """Its control group. Refuses a container that has none."""
         if not self.record.cgroup:
             raise IllegalState(f"container {self.record.id!r} has no control group")
-        return cgroups.Group.from_state(cgroups.detect(), self.record.cgroup)
+        return destroy.group_of(self.record)
 
     def frozen(self) -> bool:
         try:

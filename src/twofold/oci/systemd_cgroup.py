@@ -206,9 +206,9 @@ def _mask(listed: str) -> bytes:
     """``0-3,7`` as the bit mask that systemd takes, lowest byte first."""
     bits = 0
     for part in listed.replace(" ", "").split(","):
-        first, _, last = part.partition("-")
+        first, dash, last = part.partition("-")
         try:
-            low, high = int(first), int(last or first)
+            low, high = int(first), int(last if dash else first)
         except ValueError as error:
             raise InvalidInput(
                 f"linux.resources.cpu names {listed!r}: not a list such as 0-3,7"

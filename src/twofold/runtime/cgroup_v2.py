@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from twofold.runtime.resources import Resources
 
 _ABSENT = "cgroup v2 has no such limit"
-_DEFAULT_PERIOD_US = 100_000
+DEFAULT_PERIOD_US = 100_000
 # Files of the group itself that are limits, not levers on processes or on the tree's shape.
 _CORE_LIMITS = ("cgroup.max.depth", "cgroup.max.descendants", "cgroup.pressure")
 _IO_MAX_KEYS = {
