@@ -96,12 +96,14 @@ def test_namespaces_report_the_kernels_reason(monkeypatch: pytest.MonkeyPatch) -
 def test_cgroup_v2(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     found = Hierarchies(v1={}, v2=str(tmp_path), v2_controllers=("cpu", "memory", "pids"))
     monkeypatch.setattr(resources.cgroups, "detect", lambda: found)
-    monkeypatch.setattr(resources, "_v1_mounts", dict)
+    tried = []
+    monkeypatch.setattr(resources.device_filter, "attach", lambda *given: tried.append(given))
     facts = by_id(resources.control_groups(Survey()))
     assert facts["cgroup-mode"].value == "v2"
     for name in ("cpu", "memory", "pids", "devices", "freezer"):
         assert (facts[f"cgroup-{name}"].status, facts[f"cgroup-{name}"].value) == ("ok", "v2")
     assert facts["cgroup-io"].status == "degraded"
+    assert len(tried) == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -110,12 +112,12 @@ def test_a_hybrid_host_without_the_pids_controller(
 ) -> None:
     found = Hierarchies(v1={"memory": str(tmp_path)}, v2=str(tmp_path), v2_controllers=())
     monkeypatch.setattr(resources.cgroups, "detect", lambda: found)
-    monkeypatch.setattr(resources, "_v1_mounts", lambda: {"memory": str(tmp_path)})
     facts = by_id(resources.control_groups(Survey()))
     assert facts["cgroup-memory"].value == "v1"
     assert facts["cgroup-pids"].status == "missing"
     assert "fork bomb" in facts["cgroup-pids"].reason
-    assert facts["cgroup-freezer"].status == "degraded"
+    assert (facts["cgroup-freezer"].status, facts["cgroup-freezer"].value) == ("ok", "v2")
+    assert facts["cgroup-devices"].status == "degraded"  # a directory is no group: no program
 
 
 def test_a_read_only_cgroup_tree_is_noticed() -> None:

@@ -37,6 +37,8 @@ def collect(paths: Mapping[str, str]) -> dict[str, Any]:
                 stats[name] = v2_reader(v2)
         except (OSError, ValueError):
             continue
+    if "cpuset" in paths:
+        stats["cpuset"] = _cpuset_v1(paths["cpuset"])
     stats["cpu"] = _cpu_v1(paths) if "cpuacct" in paths else _cpu_v2(v2)
     stats.setdefault("blkio", {})
     stats.setdefault("hugetlb", {})
@@ -132,6 +134,30 @@ def _cpu_v2(directory: str) -> dict[str, Any]:
         "throttledTime": now.get("throttled_usec", 0) * 1000,
     }
     return {"usage": usage, "throttling": throttling, **_pressure(f"{directory}/cpu.pressure")}
+
+
+def _cpuset_v1(directory: str) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        name: _listed("".join(_words(f"{directory}/cpuset.{name}"))) for name in ("cpus", "mems")
+    }
+    for name in _CPUSET_FLAGS:
+        found[name] = _number(f"{directory}/cpuset.{name}")
+    return found
+
+
+_CPUSET_FLAGS = (
+    *("cpu_exclusive", "mem_exclusive", "mem_hardwall", "memory_migrate", "memory_pressure"),
+    *("memory_spread_page", "memory_spread_slab", "sched_load_balance", "sched_relax_domain_level"),
+)
+
+
+def _listed(text: str) -> list[int]:
+    """The numbers of ``0-3,7``."""
+    numbers: list[int] = []
+    for part in text.split(",") if text else ():
+        first, _, last = part.partition("-")
+        numbers.extend(range(int(first), int(last or first) + 1))
+    return numbers
 
 
 def _block_io_v1(directory: str) -> dict[str, Any]:

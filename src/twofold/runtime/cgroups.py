@@ -13,7 +13,7 @@ import os
 from twofold.errors import Conflict, RuntimeFailed, Unsupported
 from twofold.linux import process
 from twofold.record import replace
-from twofold.runtime import cgroup_freezer, cgroup_layout, cgroup_plan, cgroup_tree, cgroup_write
+from twofold.runtime import cgroup_layout, cgroup_plan, cgroup_tree, cgroup_write
 from twofold.runtime.cgroup_layout import Hierarchies, detect, relative_path
 from twofold.runtime.cgroup_write import Lack, Write
 from twofold.runtime.resources import NO_LIMIT
@@ -295,6 +295,8 @@ class Group:
 
     def freeze(self, *, frozen: bool) -> None:
         """Stop or continue every process; returns when they have stopped."""
+        from twofold.runtime import cgroup_freezer
+
         if "freezer" in self._paths:
             cgroup_freezer.change_v1(self._paths["freezer"], frozen=frozen)
         elif self._v2_directory:
@@ -306,6 +308,8 @@ class Group:
             )
 
     def frozen(self) -> bool:
+        from twofold.runtime import cgroup_freezer
+
         if "freezer" in self._paths:
             return cgroup_freezer.is_frozen_v1(self._paths["freezer"])
         return bool(self._v2_directory) and cgroup_freezer.is_frozen_v2(self._v2_directory)

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 
 from twofold.daemon.doctor.fact import DEGRADED, MISSING, OK, Fact
 from twofold.daemon.doctor.survey import Survey
-from twofold.runtime import cgroups
+from twofold.runtime import cgroups, device_filter
 from twofold.runtime.cgroups import Hierarchies
+from twofold.runtime.resources import DENY_ALL
 
 GROUP = "resources"
 # controller → (what is lost without it, whether nothing may run without it)
@@ -35,9 +36,8 @@ def control_groups(survey: Survey) -> Iterable[Fact]:
         return
     mode = found.mode
     yield _mode({"v1": "v1", "v2": "v2", "hybrid": "hybrid (v1 controllers, v2 tree)"}[mode], "")
-    mounted = _v1_mounts()
     for name, (loss, required) in _CONTROLLERS.items():
-        yield _controller(found, mounted, name, loss=loss, required=required)
+        yield _controller(found, name, loss=loss, required=required)
 
 
 def _mode(value: str, reason: str) -> Fact:
@@ -53,29 +53,13 @@ def _mode(value: str, reason: str) -> Fact:
     )
 
 
-def _v1_mounts() -> dict[str, str]:
-    """All v1 controllers by name, also those that the runtime does not use."""
-    mounts: dict[str, str] = {}
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            left, _, right = line.partition(" - ")
-            fstype, _, options = right.strip().split(" ", 2)
-            if fstype == "cgroup":
-                for option in options.split(","):
-                    mounts.setdefault(option, left.split(" ")[4])
-    return mounts
-
-
-def _controller(
-    found: Hierarchies, mounted: dict[str, str], name: str, *, loss: str, required: bool
-) -> Fact:
-    top = mounted.get(_V1_NAMES.get(name, name), "")
-    version = "v1"
+def _controller(found: Hierarchies, name: str, *, loss: str, required: bool) -> Fact:
+    top, version = found.v1.get(_V1_NAMES.get(name, name), ""), "v1"
     if not top and found.v2 and (name in found.v2_controllers or name in _BUILT_INTO_V2):
-        # Built in, but of use only where v2 is what limits instances.
-        if name in found.v2_controllers or not found.v1:
-            top, version = found.v2, "v2"
-    why = _can_make_group(top) if top else "the host has no such controller"
+        top, version = found.v2, "v2"
+    why = "the host has no such controller"
+    if top:
+        why = _can_make_group(top, filtered=name == "devices" and version == "v2")
     status = (MISSING if required else DEGRADED) if why else OK
     fix = ""
     if why:
@@ -93,14 +77,22 @@ def _controller(
     )
 
 
-def _can_make_group(top: str) -> str:
-    """Make a group and remove it: a read-only or delegated tree looks fine until one tries."""
+def _can_make_group(top: str, *, filtered: bool = False) -> str:
+    """Make a group and remove it: a read-only or delegated tree looks fine until one tries.
+
+    ``filtered``: attach a device filter, too.
+    """
     path = f"{top}/twofold-doctor-{os.getpid()}-{os.urandom(4).hex()}"
     try:
         os.mkdir(path)
-        os.rmdir(path)
+        try:
+            if filtered:
+                device_filter.attach(path, (DENY_ALL,))
+        finally:
+            os.rmdir(path)
     except OSError as error:
-        return f"a group cannot be made in {top}: {error.strerror}"
+        what = "limited to devices" if filtered and error.filename is None else "made"
+        return f"a group cannot be {what} in {top}: {error.strerror}"
     return ""
 
 
