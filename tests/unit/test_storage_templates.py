@@ -132,3 +132,13 @@ def test_no_room_is_said(store: TemplateStore, tmp_path: Path) -> None:
     kept = make(store, "aa00")
     with pytest.raises(NoSpace, match="nowhere"):
         store.copy_disk(kept, str(tmp_path / "nowhere" / "data.img"))
+
+
+def test_memory_that_nobody_forks_is_let_go(store: TemplateStore) -> None:
+    idle, busy = make(store, "aa00"), make(store, "bb00")
+    store.memory(idle)
+    os.utime(f"{idle.directory}/used", (1, 1))
+    store.memory(busy)
+    assert not store.is_loaded("aa00")
+    assert store.is_loaded("bb00")
+    assert store.memory(idle) >= 0

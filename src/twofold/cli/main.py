@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "pause": ("pause", "freeze instances"),
     "resume": ("resume", "let paused instances run on"),
     "rm": ("rm", "remove instances"),
+    "fork": ("fork", "make more instances like one that runs"),
     "list": ("list", "list instances"),
     "show": ("show", "show everything about one instance"),
     "logs": ("logs", "print what an instance wrote"),

@@ -195,6 +195,12 @@ class AsyncBox:
         body = {"timeout_s": timeout_s}
         return self._take(await self._twofold._operate("POST", self._at("restart"), body, None))
 
+    async def fork(self, *, count: int = 1, name: str | None = None) -> "list[AsyncBox]":
+        """More like this one, which runs; ``name`` may hold ``{n}``."""
+        body = {"count": count, "name": name}
+        found = await self._twofold._operate("POST", self._at("fork"), body, None)
+        return [AsyncBox(self._twofold, item) for item in found]
+
     async def kill(self, signal: str = "SIGKILL") -> Instance:
         body = {"signal": signal}
         return self._take(await self._twofold._call("POST", self._at("kill"), body))

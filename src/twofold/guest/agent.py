@@ -17,7 +17,7 @@ import select
 import time
 
 from twofold.errors import GuestFailed, InvalidInput, TwofoldError, Unavailable
-from twofold.guest import boot, configure, init, protocol
+from twofold.guest import boot, configure, init, protocol, renew
 from twofold.guest.identity import DEFAULT_PATH, find_executable
 from twofold.guest.jsontext import dumps
 from twofold.guest.lean import deque, signal
@@ -259,6 +259,8 @@ class Agent:
                 session.signal(int(message["signal"]), group=bool(message.get("group")))
         elif kind == protocol.PREPARE:
             self._prepare(protocol.decode_json(body))
+        elif kind == protocol.RENEW:
+            self._renew(protocol.decode_json(body))
         elif kind == protocol.CONFIG:
             self._configure(protocol.decode_json(body))
         elif kind == protocol.SHUTDOWN:
@@ -307,6 +309,20 @@ class Agent:
         self._config = config
         body = {"warnings": [warning[:500] for warning in warnings[:50]]}
         self.send(protocol.encode_json(protocol.CONFIGURED, 0, body))
+
+    def _renew(self, config: dict[str, Any]) -> None:
+        """We are a copy of a machine that runs: become another one."""
+        for number, session in list(self._sessions.items()):
+            if number != protocol.PAYLOAD_SESSION:
+                session.hang_up()  # its client is the parent's
+        warnings: list[str] = []
+        try:
+            renew.apply(config, warnings=warnings)
+        except (OSError, configure.ConfigError) as error:
+            self._refuse(0, GuestFailed(f"the fork could not get an identity: {error}"))
+            return
+        body = {"warnings": [warning[:500] for warning in warnings[:50]]}
+        self.send(protocol.encode_json(protocol.RENEWED, 0, body))
 
     def _refuse(self, stream: int, error: TwofoldError) -> None:
         body = dumps(error.to_dict())

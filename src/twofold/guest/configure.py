@@ -54,13 +54,13 @@ def apply(config: dict[str, Any], dial: Dial, *, warnings: list[str]) -> None:
 
     ``dial(n)`` connects to the server of share n, or returns -1 where virtio carries shares.
     """
-    _set_identity(config, warnings)
+    set_identity(config, warnings)
     try:
         configure_loopback()
     except OSError as error:
         warnings.append(f"loopback: {error.strerror}")
     if config.get("network"):
-        _set_network(config["network"])
+        set_network(config["network"])
     for path, content in dict(config.get("files") or {}).items():
         try:
             replace_file(path, content)
@@ -149,14 +149,14 @@ def rehearse(wish: dict[str, Any]) -> None:
     configure_loopback()
     mac = wish.get("burned_in_mac")
     if mac:
-        found = _find_interface(mac)
+        found = find_interface(mac)
         if found != _INTERFACE:
             rename_interface(found, _INTERFACE)
     for path in wish.get("files") or []:
         replace_file(str(path), "")
 
 
-def _set_identity(config: dict[str, Any], warnings: list[str]) -> None:
+def set_identity(config: dict[str, Any], warnings: list[str]) -> None:
     """Clock, randomness and name: what two guests from one template must not share."""
     try:
         if config.get("time"):
@@ -183,11 +183,11 @@ def add_entropy(seed: bytes) -> None:
         os.close(fd)
 
 
-def _set_network(network: dict[str, Any]) -> None:
+def set_network(network: dict[str, Any]) -> None:
     wanted = network.get("interface") or _INTERFACE
     # A fork's card still has the address of the template it was frozen with.
     burned_in = network.get("burned_in_mac") or network["mac"]
-    found = _find_interface(burned_in)
+    found = find_interface(burned_in)
     try:
         if burned_in != network["mac"]:
             set_hardware_address(found, network["mac"])
@@ -204,7 +204,7 @@ def _set_network(network: dict[str, Any]) -> None:
         raise ConfigError(f"network: {error.strerror}") from error
 
 
-def _find_interface(mac: str) -> str:
+def find_interface(mac: str) -> str:
     """The driver was only just loaded: its card may take a moment."""
     end = time.monotonic() + _LINK_DEADLINE_S
     while (found := interface_by_mac(mac)) is None:

@@ -25,6 +25,7 @@ AGENT_MODULES: tuple[str, ...] = (
     "twofold.guest.lean",
     "twofold.guest.netport",
     "twofold.guest.protocol",
+    "twofold.guest.renew",
     "twofold.guest.session",
     "twofold.guest.virtioport",
     "twofold.linux",

@@ -17,7 +17,8 @@ host OPEN on ``4N``; agent OPENED or ERROR; DATA …; agent EXIT or ERROR, after
 host that meets a guest which said HELLO long ago (a fork) sends an empty HELLO to hear it again.
 
 Before CONFIG the host may send PREPARE; the agent then does all that is the same for every machine
-of this shape and answers PREPARED (or ERROR). So a template is frozen; its forks get CONFIG.
+of this shape and answers PREPARED (or ERROR). So a template is frozen; its forks get CONFIG. A fork
+of a machine that runs gets RENEW, another identity, and answers RENEWED; its payload goes on.
 
 The parser refuses what it does not know. The guest is hostile: nothing here allocates more than
 a frame before its header was checked.
@@ -52,6 +53,8 @@ PING = 15
 PONG = 16
 PREPARE = 17
 PREPARED = 18
+RENEW = 19
+RENEWED = 20
 
 VERSION = 1
 HEADER = struct.Struct("!BII")
@@ -81,6 +84,8 @@ _JSON_LIMITS = {
     PONG: 4096,
     PREPARE: 4096,
     PREPARED: 65536,
+    RENEW: FRAME_LIMIT_BYTES,
+    RENEWED: 65536,
 }
 _LIMITS = {**_JSON_LIMITS, DATA: DATA_LIMIT_BYTES, EOF: 0, CREDIT: 4, CLOSE: 0}
 

@@ -45,6 +45,7 @@ class MachineSpec:
     ``boot``      its memory is its own
     ``template``  its memory is the file ``{fd:ram}``, to be frozen and forked from
     ``fork``      it wakes up as the template did: copy-on-write over ``{fd:ram}``
+    ``copy``      the same, of a machine that was running and has an identity to be renewed
     """
 
     instance_id: str
@@ -141,6 +142,8 @@ def _confinement(spec: MachineSpec) -> list[str]:
     return [
         *("-name", option(guest=plain(spec.instance_id, "instance id"), **{"debug-threads": "on"})),
         *("-nodefaults", "-no-user-config", "-no-reboot"),
+        # Device state that was saved alone has no section on the machine that it is of.
+        *("-global", "migration.send-configuration=off"),
         *("-display", "none"),
         *(
             "-sandbox",
@@ -183,7 +186,7 @@ def _birth(spec: MachineSpec) -> list[str]:
         *("-chardev", "socket,id=inner,fd={fd:inner}"),
         *("-mon", "chardev=inner,mode=control"),
     ]
-    return own_control + (["-incoming", "defer"] if spec.birth == "fork" else [])
+    return own_control + (["-incoming", "defer"] if spec.birth in ("fork", "copy") else [])
 
 
 def _control() -> list[str]:
@@ -212,8 +215,8 @@ def _disk_backends() -> list[str]:
 
 
 def _check(spec: MachineSpec) -> None:
-    if spec.birth not in ("boot", "template", "fork"):
-        raise InvalidInput(f"birth {spec.birth!r} is none of boot, template, fork")
+    if spec.birth not in ("boot", "template", "fork", "copy"):
+        raise InvalidInput(f"birth {spec.birth!r} is none of boot, template, fork, copy")
     if spec.accelerator not in ("tcg", "kvm"):
         raise InvalidInput(f"accelerator {spec.accelerator!r} is neither tcg nor kvm")
     if not 1 <= spec.vcpus <= 255:

@@ -14,6 +14,7 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 from twofold.errors import GuestFailed, InvalidInput, TwofoldError, Unavailable
@@ -110,6 +111,7 @@ class Monitor(Watcher):
         self._qemu: Qemu | None = None
         self._birth = str(vm.get("birth") or "boot")
         self._freezer: Freezer | None = None
+        self._on_held: Callable[[], None] | None = None
         self._inner: InnerControl | None = None
 
     # -- start ------------------------------------------------------------------------------
@@ -159,9 +161,13 @@ class Monitor(Watcher):
             )
             return
         wake(control, state_fd)
-        # Its agent said HELLO to the template's monitor; what we send waits until it wakes up.
-        self._facts = self._link.acquainted(dict(self._vm.get("facts") or {}))
-        self._send_config()
+        # What we send waits until it wakes up.
+        if self._birth == "copy":
+            # Of a machine that runs: whatever its agent was saying ends before the next HELLO.
+            self._link.send(protocol.encode(protocol.HELLO, 0))
+        else:
+            self._facts = self._link.acquainted(dict(self._vm.get("facts") or {}))
+            self._send_config()
 
     def _qemu_says(self, event: str, data: dict[str, Any]) -> None:
         if event == "MIGRATION" and data.get("status") == "failed":
@@ -278,23 +284,57 @@ class Monitor(Watcher):
             self._facts = self._link.greeted(body)
             if self._freezer:
                 self._freezer.prepare()
+            elif self._birth == "copy":
+                self._renew()
             else:
                 self._send_config()
         elif kind == protocol.PREPARED and self._freezer:
             self._freezer.warm_up()
+        elif kind == protocol.RENEWED and self._birth == "copy" and self._payload:
+            self._take_warnings(body)
+            self.started(self._payload)
         elif kind == protocol.CONFIGURED:
-            words = protocol.decode_json(body).get("warnings")
-            self._warnings = [printable(str(word))[:500] for word in words] if words else []
+            self._take_warnings(body)
         elif kind == protocol.ERROR:
             self._guest_failed(error_of_guest(body).message)
-        elif kind != protocol.PONG:
+        elif kind == protocol.PONG:
+            held, self._on_held = self._on_held, None
+            if held is not None:
+                held()
+        else:
             raise protocol.ProtocolError(f"frame of type {kind} on the link")
+
+    def _take_warnings(self, body: protocol.Body) -> None:
+        words = protocol.decode_json(body).get("warnings")
+        self._warnings = [printable(str(word))[:500] for word in words] if words else []
+
+    def _configuration(self) -> dict[str, Any]:
+        config = {name: item for name, item in self._guest.items() if name != "process"}
+        # Taken now, not from the plan: booting took seconds, and a fork must not repeat either.
+        return config | {"time": time.time(), "entropy": os.urandom(32).hex()}
+
+    def _renew(self) -> None:
+        """A copy of a running machine becomes itself; its payload has been running all along."""
+        self._payload = self._sessions[protocol.PAYLOAD_SESSION] = self._new_payload()
+        self._payload.adopt()
+        config = self._configuration() | {"machine_id": os.urandom(16).hex()}
+        self._link.send(protocol.encode_json(protocol.RENEW, 0, config))
+
+    def _new_payload(self) -> GuestProcess:
+        stdio = self._stdio
+        if self._system:
+            stdio = (-1, -1, -1)  # init speaks on the console
+        return GuestProcess(
+            self._link,
+            protocol.PAYLOAD_SESSION,
+            (stdio[0], stdio[1], stdio[2]),
+            watcher=self,
+            post=self.loop.post,
+        )
 
     def _send_config(self) -> None:
         """Everything in one go: configuration and payload; the guest works it off in order."""
-        config = {name: item for name, item in self._guest.items() if name != "process"}
-        # Taken now, not from the plan: booting took seconds, and a fork must not repeat either.
-        config |= {"time": time.time(), "entropy": os.urandom(32).hex()}
+        config = self._configuration()
         process = dict(self._guest.get("process") or {})
         request: dict[str, Any] = {
             "kind": "init" if self._system else "payload",
@@ -307,16 +347,7 @@ class Monitor(Watcher):
             config_frame = protocol.encode_json(protocol.CONFIG, 0, config)
         except ValueError as error:
             raise InvalidInput(f"the guest's files are too large: {error}") from error
-        stdio = self._stdio
-        if self._system:
-            stdio = (-1, -1, -1)  # init speaks on the console
-        payload = GuestProcess(
-            self._link,
-            protocol.PAYLOAD_SESSION,
-            (stdio[0], stdio[1], stdio[2]),
-            watcher=self,
-            post=self.loop.post,
-        )
+        payload = self._new_payload()
         payload.open_deadline = self._ready_deadline + 1
         self._link.send(config_frame)
         payload.open(request_frame)
@@ -479,6 +510,18 @@ class Monitor(Watcher):
 
     def forget(self, session: GuestProcess) -> None:
         self._sessions.pop(session.number, None)
+
+    def hold(self, held: Callable[[], None]) -> None:
+        """``held`` is called once the agent has taken in all we said. Raises Unavailable."""
+        if self._link_failure or not self._ready or self._exit_code is not None:
+            reason = self._link_failure or "it is starting or stopping"
+            raise Unavailable(f"the guest cannot be copied now: {reason}", hint="twofold list")
+        self._on_held = held
+        self._link.hold(protocol.encode(protocol.PING, 0))
+
+    def let_go(self) -> None:
+        self._on_held = None
+        self._link.let_go()
 
     def steer(self, session: GuestProcess | None, request: dict[str, Any]) -> None:
         """``signal``, ``resize`` or ``shutdown``, of the payload when ``session`` is None.

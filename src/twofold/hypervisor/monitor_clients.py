@@ -8,6 +8,8 @@
     {"op": "signal", "signal"}, {"op": "resize", "rows", "cols"}
         of this connection's session, or of the payload when it has none
     {"op": "shutdown"}      ask the guest to power off
+    {"op": "hold"}          answers {"event": "held"} once nothing is half-said on the agent's port;
+        nothing more is said until this connection is closed
 
 A client that closes its connection hangs its session up.
 """
@@ -15,6 +17,7 @@ A client that closes its connection hangs its session up.
 import os
 import signal
 import socket
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from twofold.errors import Conflict, InvalidInput, TwofoldError
@@ -33,6 +36,8 @@ class Machine(Protocol):
     ) -> GuestProcess: ...
     def steer(self, session: GuestProcess | None, request: dict[str, Any]) -> None: ...
     def forget(self, session: GuestProcess) -> None: ...
+    def hold(self, held: Callable[[], None]) -> None: ...
+    def let_go(self) -> None: ...
 
 
 class Clients:
@@ -42,6 +47,7 @@ class Clients:
         self._control, self._loop, self._machine = control, loop, machine
         self._clients: dict[int, _Client] = {}
         self._listening = True
+        self._holder: _Client | None = None
         control.setblocking(False)
         loop.watch(control.fileno(), self._accept)
 
@@ -70,6 +76,19 @@ class Clients:
             client.sock.close()
         if client.session:
             self._machine.forget(client.session)
+        if client is self._holder:
+            self._holder = None
+            self._machine.let_go()
+
+    def _hold(self, client: "_Client") -> None:
+        if self._holder is not None:
+            client.refuse(Conflict("the machine is being copied already", hint="try again"))
+            return
+        self._holder = client
+        try:
+            self._machine.hold(client.held)
+        except TwofoldError as error:
+            client.refuse(error)
 
     def _ready(self, client: "_Client") -> None:
         received = receive(client.sock)
@@ -80,6 +99,10 @@ class Clients:
             if client.session:
                 client.session.hang_up()
             self.gone(client)
+            return
+        if request.get("op") == "hold":
+            close_all(fds)
+            self._hold(client)
             return
         if request.get("op") not in ("exec", "archive", "errand"):
             close_all(fds)
@@ -105,6 +128,9 @@ class _Client(Watcher):
     def __init__(self, sock: socket.socket, clients: Clients) -> None:
         self.sock, self._clients = sock, clients
         self.session: GuestProcess | None = None
+
+    def held(self) -> None:
+        self._tell({"event": "held"})
 
     def started(self, session: GuestProcess) -> None:
         self._tell({"event": "started"})

@@ -29,13 +29,26 @@ class Link:
         self.sock, self._wake = sock, wake
         self.window = 0
         self._queue: deque[bytes] = deque()
+        self._held: deque[bytes] | None = None
         self._front_sent = 0
         self._parser = protocol.Parser(synchronise=True)
         self._buffer = memoryview(bytearray(_RECEIVE_BYTES))
 
     def send(self, frame: bytes) -> None:
         """Queue a frame; the loop writes it. Callable from any thread."""
-        self._queue.append(frame)
+        held = self._held
+        (self._queue if held is None else held).append(frame)
+        self._wake()
+
+    def hold(self, last: bytes) -> None:
+        """Send ``last`` and nothing after it, until ``let_go``."""
+        self._queue.append(last)
+        self._held = deque()
+        self._wake()
+
+    def let_go(self) -> None:
+        held, self._held = self._held, None
+        self._queue.extend(held or ())
         self._wake()
 
     @property

@@ -88,6 +88,12 @@ class GuestProcess:
         kind = protocol.DATA if data else protocol.EOF
         self._link.send(protocol.encode(kind, self._control, data))
 
+    def adopt(self) -> None:
+        """It has been opened by the monitor of the machine that ours is a copy of."""
+        self.opened = True
+        if self._intake:
+            self._intake.start()
+
     def open(self, request: bytes) -> None:
         """Ask the agent for it; ``request`` comes from ``open_frame``."""
         self._link.send(request)

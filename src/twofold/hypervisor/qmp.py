@@ -7,10 +7,11 @@ may answer anything or nothing, so every call has a time limit and a size limit.
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
-from qemu.qmp import ExecuteError, QMPClient
+from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from twofold.errors import GuestFailed, IllegalState, TimedOut, TwofoldError, Unavailable
 
@@ -49,6 +50,31 @@ async def quit(socket_path: str) -> None:  # noqa: A001  the word of QMP and of 
         await execute(socket_path, "quit")
     except Unavailable:
         pass
+
+
+@asynccontextmanager
+async def session(socket_path: str, *, timeout_s: float = TIMEOUT_S) -> AsyncIterator[QMPClient]:
+    """Several commands in a row, with nobody else's in between; errors as of ``execute``.
+
+    The time limit is that of the whole block.
+    """
+    client = QMPClient("twofold", readbuflen=_ANSWER_LIMIT_BYTES)
+    client.logger = _SILENT
+    try:
+        async with asyncio.timeout(timeout_s):
+            await client.connect(socket_path)
+            yield client
+    except TimeoutError:
+        raise TimedOut(
+            f"QEMU did not answer within {timeout_s:.0f} s",
+            hint="twofold kill NAME ends a virtual machine that is stuck",
+        ) from None
+    except ExecuteError as error:
+        raise IllegalState(f"QEMU refused a command: {_short(str(error))}") from None
+    except QMPError as error:
+        raise _translate(socket_path, "a command", error) from None
+    finally:
+        await _disconnect(client)
 
 
 async def execute(

@@ -18,6 +18,7 @@ from twofold.instance import names
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.exposure import Exposer
 from twofold.instance.facts import write_facts
+from twofold.instance.forking import Forks
 from twofold.instance.lifecycle import Lifecycle
 from twofold.instance.limits import Limits
 from twofold.instance.opening import Opening
@@ -59,6 +60,7 @@ class InstanceManager:
         self.gauge = Gauge(rooms)
         self.exposer = Exposer(rooms, self.gauge)
         self.limits = Limits(rooms, walls, self.gauge)
+        self.forks = Forks(rooms, self)
         self._allocating = asyncio.Lock()
 
     def find(self, reference: str) -> Record:

@@ -70,6 +70,7 @@ class Record:
     exit_event: dict[str, Any] | None = field(default=None, repr=False)
     cancel_start: Callable[[], object] | None = field(default=None, repr=False)
     restart_timer: asyncio.Task[None] | None = field(default=None, repr=False)
+    copied: Any = field(default=None, repr=False)  # forking.Copied: it starts as a copy
     removed: bool = False
     unreleased: bool = False  # the keeper still holds how it ended
     _changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)

@@ -28,6 +28,7 @@ from twofold.model.instance import InstanceSpec, Volume
 from twofold.model.paths import Paths
 from twofold.operations import Operation, TaskScope
 from twofold.runtime import plan
+from twofold.storage import disk
 from twofold.storage.templates import FORMAT, Template, TemplateStore
 
 # A shape that could not be frozen is booted for so long before it is tried again.
@@ -119,6 +120,27 @@ class TemplateDesk:
             facts=template.facts,
         )
         return Fork(plan=made, fds=(os.dup(ram), state), template=key)
+
+    async def fork_of_copy(
+        self, record: Record, image: ImageRoot, place: Place, parts: MachineParts
+    ) -> Fork:
+        """The plan of a copy of a running machine (``record.copied``), its disk in place."""
+        copied = record.copied
+        await asyncio.to_thread(
+            disk.copy, f"{copied.directory}/data.img", f"{place.directory}/data.img"
+        )
+        state = os.open(f"{copied.directory}/state", os.O_RDONLY | os.O_CLOEXEC)
+        made = vm.vm_plan(
+            record.spec,
+            image,
+            record.allocation,
+            place,
+            parts=parts,
+            moment=vm.this_moment(),
+            birth="copy",
+            burned_in_mac=copied.mac,
+        )
+        return Fork(plan=made, fds=(os.dup(copied.memory_fd), state), template="")
 
     async def _ready(
         self,

@@ -80,6 +80,7 @@ def vm_plan(
     moment: Moment,
     birth: str = "boot",
     facts: dict[str, Any] | None = None,
+    burned_in_mac: str = TEMPLATE_MAC,
 ) -> SandboxPlan:
     """The whole sandbox of one virtual machine. ``birth`` and its template's ``facts``: see
     ``machine.MachineSpec``."""
@@ -98,7 +99,7 @@ def vm_plan(
             memory_bytes=memory,
             root_disk=parts.disk,
             data_disk=f"{place.directory}/data.img",
-            mac=_burned_in_mac(place, birth),
+            mac=_mac_of_card(place, birth, burned_in_mac),
             shares=shares,
             birth=birth,
         )
@@ -124,7 +125,14 @@ def vm_plan(
         vm=Vm(
             argv=built.argv,
             open_files=(*built.open_files, console),
-            guest=_guest(spec, image, place, hostname=hostname, moment=moment, birth=birth),
+            guest=_guest(
+                spec,
+                image,
+                place,
+                hostname=hostname,
+                moment=moment,
+                card=_mac_of_card(place, birth, burned_in_mac),
+            ),
             ready_timeout_s=READY_TIMEOUT_S[parts.accelerator],
             vnet_header=spec.hardware is Hardware.VIRTIO,
             discard=spec.auto_remove,
@@ -188,11 +196,11 @@ def _mounts(spec: InstanceSpec, parts: MachineParts) -> tuple[Mount, ...]:
     return tuple(mounts)
 
 
-def _burned_in_mac(place: Place, birth: str) -> str:
-    """The address the card itself has; every fork of a template begins with the template's."""
+def _mac_of_card(place: Place, birth: str, burned_in: str) -> str:
+    """The address the card itself has; a fork begins with that of what it was forked from."""
     if place.network is None:
         return ""
-    return place.network.mac if birth == "boot" else TEMPLATE_MAC
+    return place.network.mac if birth == "boot" else burned_in
 
 
 def _guest(
@@ -202,7 +210,7 @@ def _guest(
     *,
     hostname: str,
     moment: Moment,
-    birth: str,
+    card: str,
 ) -> dict[str, Any]:
     """What the agent is told: see guest/configure.py for how it is applied."""
     network = None
@@ -210,7 +218,7 @@ def _guest(
         network = {
             "interface": place.network.interface,
             "mac": place.network.mac,
-            "burned_in_mac": _burned_in_mac(place, birth),
+            "burned_in_mac": card,
             "address": place.network.address,
             "prefix": place.network.prefix,
             "gateway": place.network.gateway,

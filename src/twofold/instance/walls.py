@@ -142,7 +142,9 @@ class VmWall:
         parts = await self._machines.parts(operation)
         parts = replace(parts, disk=await self._images.disk(image.digest, operation))
         fork = None
-        if not (record.spec.cold or record.spec.system or record.started_at):
+        if record.copied is not None:
+            fork = await self._templates.fork_of_copy(record, image, place, parts)
+        elif not (record.spec.cold or record.spec.system or record.started_at):
             fork = await self._templates.fork(record, image, place, parts, operation)
         made = (
             fork.plan

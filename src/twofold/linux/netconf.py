@@ -75,6 +75,14 @@ def rename_interface(old: str, new: str) -> None:
         _ioctl(sock, _SIOCSIFNAME, _request(old, body), old)
 
 
+def lower_link(name: str) -> None:
+    """Take ``name`` down: routes over it go; its address goes with the next one it gets."""
+    with _Control() as sock:
+        reply = _ioctl(sock, _SIOCGIFFLAGS, _request(name, b""), name)
+        flags = struct.unpack_from("=H", reply, 16)[0] & ~_IFF_UP
+        _ioctl(sock, _SIOCSIFFLAGS, _request(name, struct.pack("=H", flags)), name)
+
+
 def set_hardware_address(name: str, mac: str) -> None:
     """Give a link that is down another MAC address."""
     packed = bytes.fromhex(mac.replace(":", ""))

@@ -52,6 +52,27 @@ def data_disk(path: str, size_bytes: int, cache_dir: str) -> None:
         os.close(target)
 
 
+def copy(source_path: str, target_path: str) -> None:
+    """Replace ``target_path`` by a copy of a disk. All or nothing. Raises NoSpace."""
+    temporary = f"{target_path}.new"
+    try:
+        source = os.open(source_path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            target = os.open(temporary, flags, 0o600)
+            try:
+                sparse_copy(source, target)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+        os.rename(temporary, target_path)
+    except OSError as error:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise _no_space(target_path, error) from None
+
+
 def sparse_copy(source: int, target: int) -> None:
     """Copy a file's data and keep its holes; share the blocks where the file system can.
 

@@ -24,11 +24,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from twofold.errors import Corrupt, NoSpace, NotFound
-from twofold.storage.disk import sparse_copy
+from twofold.storage.disk import copy, sparse_copy
 
 FORMAT = 1
 LIMIT_BYTES = 8 << 30
 _CHUNK_BYTES = 4 << 20
+_IDLE_S = 900.0
 _NEW = ".new-"
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _PARTS = ("memory", "state", "data.img")
@@ -165,28 +166,13 @@ class TemplateStore:
             fd = self._memories.get(template.key)
             if fd is None:
                 fd = self._memories[template.key] = self._load(template)
+            self._let_go_of_idle(spare=template.key)
         self._touch(template)
         return fd
 
     def copy_disk(self, template: Template, path: str) -> None:
         """Replace the file ``path`` by a copy of the template's disk. Raises NoSpace."""
-        temporary = f"{path}.new"
-        try:
-            source = os.open(template.data_disk, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-                target = os.open(temporary, flags, 0o600)
-                try:
-                    sparse_copy(source, target)
-                finally:
-                    os.close(target)
-            finally:
-                os.close(source)
-            os.rename(temporary, path)
-        except OSError as error:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            raise _no_space(path, error) from None
+        copy(template.data_disk, path)
 
     def _load(self, template: Template) -> int:
         for name in _PARTS:
@@ -212,6 +198,15 @@ class TemplateStore:
             os.close(fd)
             raise
         return fd
+
+    def _let_go_of_idle(self, *, spare: str) -> None:
+        """Memory that nobody has forked for a while is read from the disk when it is wanted."""
+        now = time.time()
+        for key in list(self._memories):
+            template = self.find(key)
+            idle = template is None or now - template.used_at > _IDLE_S
+            if idle and key != spare:
+                self._forget(key)
 
     def _touch(self, template: Template) -> None:
         try:

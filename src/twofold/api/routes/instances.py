@@ -39,6 +39,13 @@ class StopRequest(Strict):
     timeout_s: float = Field(default=10.0, ge=0, le=3600)
 
 
+class ForkRequest(Strict):
+    count: int = Field(default=1, ge=1, le=100)
+    name: Line | None = Field(
+        default=None, description="{n} is counted up", examples=["worker-{n}"]
+    )
+
+
 class KillRequest(Strict):
     signal: Line = Field(default="SIGKILL", examples=["SIGHUP"])
 
@@ -149,6 +156,27 @@ async def restart_instance(
         return record.view()
 
     return await operation_reply(request, house.operations.start("instance.restart", work))
+
+
+@router.post(
+    "/instances/{name}/fork",
+    response_model=list[Instance],
+    status_code=201,
+    summary="More instances like it, from this moment on",
+)
+async def fork_instance(request: Request, name: str, body: ForkRequest | None = None) -> Response:
+    house = services(request)
+    record = house.instances.find(name)
+    wish = body or ForkRequest()
+
+    async def work(operation: Operation) -> Any:
+        forks = await house.instances.forks.fork(
+            record, operation, count=wish.count, pattern=wish.name
+        )
+        return [fork.view() for fork in forks]
+
+    operation = house.operations.start("instance.fork", work)
+    return await operation_reply(request, operation, status=201)
 
 
 @router.post("/instances/{name}/kill", response_model=Instance, summary="Send a signal")

@@ -1,0 +1,181 @@
+"""``fork``: more instances like one that runs.
+
+A virtual machine is copied with its memory: the forks go on from that very moment, each with a
+name, an address and random numbers of its own. Of a container the files are copied and the command
+starts anew, for a process cannot be copied. Published ports stay with the parent. All of the forks
+come into being or none.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from twofold.errors import IllegalState, InvalidInput, TwofoldError, Unsupported
+from twofold.hypervisor import standstill
+from twofold.instance import ownership, vm
+from twofold.instance.collaborators import Collaborators
+from twofold.instance.record import Record
+from twofold.instance.trees import remove_tree
+from twofold.model.instance import InstanceSpec, State
+from twofold.operations import Operation
+from twofold.storage import disk
+
+if TYPE_CHECKING:
+    from twofold.instance.manager import InstanceManager
+
+MOST = 100
+
+log = logging.getLogger("twofold.fork")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copied:
+    """A machine as of one moment. ``directory`` holds ``state`` and ``data.img``."""
+
+    memory_fd: int
+    directory: str
+    mac: str
+
+
+class Forks:
+    def __init__(self, rooms: Collaborators, manager: "InstanceManager") -> None:
+        self._rooms, self._manager = rooms, manager
+
+    async def fork(
+        self, parent: Record, operation: Operation, *, count: int, pattern: str | None
+    ) -> list[Record]:
+        """The forks, running. Raises InvalidInput, IllegalState, Unsupported."""
+        if not 1 <= count <= MOST:
+            raise InvalidInput(f"{count} forks: from 1 to {MOST} at a time", hint="--count 1")
+        names = self._names(parent, count, pattern)
+        _check(parent)
+        async with AsyncExitStack() as stack:
+            scratch = f"{self._rooms.paths.instances}/.fork-{parent.id}-{names[0]}"
+            os.mkdir(scratch, 0o700)
+            stack.push_async_callback(remove_tree, scratch)
+            if parent.is_vm:
+                copied = await self._copy_machine(parent, operation, scratch, stack)
+            else:
+                await self._copy_files(parent, operation, scratch)
+                copied = None
+            return await self._bear(parent, names, copied, scratch, operation)
+
+    async def _bear(
+        self,
+        parent: Record,
+        names: list[str],
+        copied: Copied | None,
+        scratch: str,
+        operation: Operation,
+    ) -> list[Record]:
+        born: list[Record] = []
+        try:
+            for name in names:
+                spec = parent.spec.model_copy(update={"name": name, "ports": []})
+                record = await self._manager.create(spec, operation)
+                born.append(record)
+                record.copied = copied
+                if copied is None:
+                    await asyncio.to_thread(self._furnish, record, parent, scratch)
+            starts = (self._manager.lifecycle.start(record, operation) for record in born)
+            for outcome in await asyncio.gather(*starts, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+        except BaseException:
+            for record in born:
+                try:
+                    await self._manager.lifecycle.remove(record, operation, force=True)
+                except TwofoldError as error:
+                    log.warning("%s is left over of a fork: %s", record.name, error.message)
+            raise
+        finally:
+            for record in born:
+                record.copied = None
+        if parent.spec.ports:
+            operation.warn(
+                f"published ports stay with {parent.name!r}", "twofold show NAME tells its address"
+            )
+        return born
+
+    def _names(self, parent: Record, count: int, pattern: str | None) -> list[str]:
+        """``pattern`` with ``{n}`` counted up; without one the parent's name is counted up."""
+        if pattern and "{n}" not in pattern:
+            if count == 1:
+                return [pattern]
+            pattern += "-{n}"
+        pattern = pattern or f"{parent.name}-{{n}}"
+        taken, number = set(self._manager.records.names()), 0
+        found: list[str] = []
+        while len(found) < count:
+            number += 1
+            name = pattern.replace("{n}", str(number))
+            if name not in taken:
+                found.append(name)
+        for name in found:
+            InstanceSpec(name=name, image="x")  # raises for a name that is none
+        return found
+
+    async def _copy_machine(
+        self, parent: Record, operation: Operation, scratch: str, stack: AsyncExitStack
+    ) -> Copied:
+        source = f"{self._rooms.paths.instance_dir(parent.id)}/data.img"
+        memory = os.memfd_create("twofold-fork", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        stack.callback(os.close, memory)
+
+        async def copy_disk() -> None:
+            await asyncio.to_thread(disk.copy, source, f"{scratch}/data.img")
+
+        async with parent.lock, operation.step(f"Copying {parent.name}") as step:
+            _check(parent)
+            os.ftruncate(memory, vm.memory_bytes(parent.spec))
+            still_s = await standstill.copy(
+                self._rooms.paths.instance_run(parent.id),
+                parent.pid or 0,
+                memory_bytes=vm.memory_bytes(parent.spec),
+                memory_fd=memory,
+                state_path=f"{scratch}/state",
+                while_still=copy_disk,
+                was_running=parent.state is State.RUNNING,
+            )
+            step.progress(None, f"it stood still for {still_s * 1000:.0f} ms")
+        standstill.seal(memory)
+        return Copied(memory_fd=memory, directory=scratch, mac=parent.mac or "")
+
+    async def _copy_files(self, parent: Record, operation: Operation, scratch: str) -> None:
+        upper = f"{self._rooms.paths.instance_dir(parent.id)}/upper"
+        wall, run_dir = self._manager.lifecycle.wall(parent), ""
+        async with parent.lock, operation.step(f"Copying {parent.name}"):
+            _check(parent)
+            freeze = parent.state is State.RUNNING
+            if freeze:
+                await wall.pause(parent, run_dir)
+            try:
+                await asyncio.to_thread(ownership.copy_tree, upper, f"{scratch}/upper")
+            finally:
+                if freeze:
+                    await wall.resume(parent, run_dir)
+
+    def _furnish(self, record: Record, parent: Record, scratch: str) -> None:
+        """Give a new container the parent's files, owned by its own range of ids."""
+        upper = f"{self._rooms.paths.instance_dir(record.id)}/upper"
+        shutil.rmtree(upper)
+        ownership.copy_tree(f"{scratch}/upper", upper)
+        ownership.shift(upper, record.id_base - parent.id_base)
+
+
+def _check(parent: Record) -> None:
+    if parent.state not in (State.RUNNING, State.PAUSED):
+        raise IllegalState(
+            f"{parent.name!r} is {parent.state.value}: only what runs can be forked",
+            hint=f"twofold start {parent.name}",
+        )
+    if parent.is_vm and parent.spec.volumes:
+        raise Unsupported(
+            f"{parent.name!r} has directories of the host mounted: their state in QEMU cannot be "
+            "copied",
+            hint="run it without -v, and use: twofold cp",
+        )
