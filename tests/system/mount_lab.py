@@ -4,12 +4,16 @@
 does, then calls ``probe`` in there and brings back what it returned (JSON).
 """
 
+import contextlib
+import errno
 import json
 import os
 import socket
+import subprocess
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from twofold.errors import TwofoldError, from_dict
@@ -161,3 +165,58 @@ def a_config(*more: dict[str, Any], **linux: Any) -> dict[str, Any]:
         ],
         "linux": linux,
     }
+
+
+def for_anybody(tmp_path: Path) -> Path:
+    """Root of a user namespace must be able to pass, as below a container store."""
+    for directory in (tmp_path, *tmp_path.parents[:-2]):
+        directory.chmod(directory.stat().st_mode | 0o011)
+    return tmp_path
+
+
+def a_volume(tmp_path: Path) -> Path:
+    made = tmp_path / "volume"
+    made.mkdir()
+    (made / "file").write_text("from the host")
+    return made
+
+
+@contextlib.contextmanager
+def a_tree(volume: Path) -> Iterator[Path]:
+    """The volume with a file system mounted below it."""
+    below = volume / "below"
+    below.mkdir()
+    with mounted("tmpfs", below, "-t", "tmpfs", "-o", "mode=755"):
+        (below / "deep").write_text("from below")
+        (below / "deep").chmod(0o666)
+        yield volume
+
+
+@contextlib.contextmanager
+def mounted(source: str | Path, target: Path, *options: str) -> Iterator[None]:
+    subprocess.run(["mount", *options, source, target], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", target], check=True)
+
+
+def bind(source: Path | str, *options: str, at: str = "/v", **more: Any) -> dict[str, Any]:
+    return {"destination": at, "source": str(source), "options": ["bind", *options], **more}
+
+
+def tmpfs(*options: str, at: str = "/t") -> dict[str, Any]:
+    return {"destination": at, "type": "tmpfs", "source": "tmpfs", "options": list(options)}
+
+
+def fails(step: Callable[[], Any]) -> str:
+    """The errno's name with which ``step`` failed; empty when it did not."""
+    try:
+        step()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return ""
+
+
+def owner_of(path: str) -> list[int]:
+    return [os.stat(path).st_uid, os.stat(path).st_gid]

@@ -56,7 +56,9 @@ class Covers:
     def _cover(self, is_directory: bool) -> int:
         if is_directory not in self._covers:
             self._covers[True] = lm.new_filesystem(
-                "tmpfs", {"size": "4k", "mode": "0555"}, attributes=_QUIET | lm.ATTR_NODEV
+                "tmpfs",
+                {"source": "tmpfs", "size": "4k", "mode": "0555"},
+                attributes=_QUIET | lm.ATTR_NODEV,
             )
         if is_directory in self._used:
             # Attached already: hide the next one behind a clone of the same.

@@ -238,7 +238,9 @@ def _write_file(root_fd: int, path: str, content: str) -> None:
                 os.unlink(name, dir_fd=parent)
         except FileNotFoundError:
             pass
+        # Not blocking: in a shared volume a FIFO may have been put there meanwhile.
         flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags |= os.O_NONBLOCK
         fd = os.open(name, flags, 0o644, dir_fd=parent)
         try:
             os.write(fd, content.encode())
