@@ -38,8 +38,10 @@ log = logging.getLogger("twofold.database")
 class Database:
     """Use ``Database.open``; ``close`` waits for what was queued."""
 
-    def __init__(self, connection: sqlite3.Connection, *, recovered_from: str = "") -> None:
-        self._connection = connection
+    def __init__(
+        self, connection: sqlite3.Connection, path: str, *, recovered_from: str = ""
+    ) -> None:
+        self._connection, self._path = connection, path
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._closed = False
         self.recovered_from = recovered_from
@@ -59,7 +61,7 @@ class Database:
             ) from error
         except sqlite3.DatabaseError as error:
             if _is_space(error):
-                raise _space(path, error) from error
+                raise _space(path) from error
             if isinstance(error, sqlite3.OperationalError) and not _is_damage(error):
                 raise Unavailable(
                     f"cannot open the database {path}: {error}",
@@ -68,7 +70,7 @@ class Database:
             recovered_from = set_aside(path)
             log.error("the database %s was damaged (%s): kept as %s", path, error, recovered_from)
             connection = _connect(path)
-        return cls(connection, recovered_from=recovered_from)
+        return cls(connection, path, recovered_from=recovered_from)
 
     # -- rows ---------------------------------------------------------------------------------
 
@@ -171,7 +173,7 @@ class Database:
         except sqlite3.Error as error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            return _translate(error)
+            return _translate(error, self._path)
         return None
 
 
@@ -265,16 +267,16 @@ def _is_space(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
-def _space(path: str, error: sqlite3.Error) -> NoSpace:
+def _space(path: str) -> NoSpace:
     return NoSpace(
-        f"no space left for the database: {error}",
-        hint=f"df {path or '/var/lib/twofold'}; then: twofold rm NAME, or twofold image rm NAME",
+        f"no space left for the database in {os.path.dirname(path)}",
+        hint=f"df {os.path.dirname(path)}; then: twofold rm NAME, or twofold image rm NAME",
     )
 
 
-def _translate(error: sqlite3.Error) -> TwofoldError:
+def _translate(error: sqlite3.Error, path: str) -> TwofoldError:
     if _is_space(error):
-        return _space("", error)
+        return _space(path)
     if isinstance(error, sqlite3.IntegrityError):
         return Conflict(f"the database refused a row: {error}", hint="twofold list --all")
     return TwofoldError(f"the database failed: {error}", hint="twofold doctor")

@@ -185,8 +185,10 @@ def tar_in(path: str, fd: int) -> None:
     except tarfile.TarError as error:
         raise InvalidInput(f"not a tar stream: {error}", hint="send an uncompressed tar") from error
     except OSError as error:
-        kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else RuntimeFailed
-        raise kind(f"unpacking {member_name!r} into {path!r}: {error.strerror}") from error
+        sentence = f"unpacking {member_name!r} into {path!r}: {error.strerror}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(sentence, hint="twofold rm what is not needed, here or inside") from error
+        raise RuntimeFailed(sentence) from error
     finally:
         os.close(root)
 

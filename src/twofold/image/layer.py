@@ -153,8 +153,8 @@ class Layer:
         self._until_recheck = _RECHECK_BYTES
         if self._budget_bytes < 0 or (state.f_files and state.f_favail < 1024):
             raise NoSpace(
-                f"{shown(entry.name)} needs {entry.size_bytes} bytes; {free} are free and "
-                f"{reserve} stay reserved",
+                f"no space for the image: {shown(entry.name)} needs {entry.size_bytes} bytes, "
+                f"{free} are free, of which {reserve} stay reserved",
                 hint="free some space, for instance: twofold image rm NAME",
             )
 

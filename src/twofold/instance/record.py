@@ -7,6 +7,7 @@ and ids that are unknown or ambiguous; decides nothing about states.
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from twofold.model.instance import InstanceSpec, State
 from twofold.runtime import plan
 
 MIN_PREFIX = 4
+log = logging.getLogger("twofold.instance")
 _PERSISTENT = (
     *("spec", "state", "intent", "exit_code", "error", "started_at", "finished_at", "pid"),
     *("oom_killed", "restart_count", "ready_seconds", "warnings", "facts"),
@@ -277,5 +279,18 @@ class Records:
         record.signal_removed()
 
     def save(self, record: Record, **changes: Any) -> Awaitable[None]:
-        """Change a record now; await the result to know that the disk has it, too."""
-        return self._store.update_instance(record.id, record.change(**changes))
+        """Change a record now; await the result to know that the disk has it, too.
+
+        Of one that nobody awaits a failure is logged: what is known lives on here and with the
+        keeper, and the next change writes again.
+        """
+        written = asyncio.ensure_future(
+            self._store.update_instance(record.id, record.change(**changes))
+        )
+        written.add_done_callback(lambda done: _log_unwritten(record, done))
+        return written
+
+
+def _log_unwritten(record: Record, written: "asyncio.Future[None]") -> None:
+    if not written.cancelled() and (error := written.exception()) is not None:
+        log.warning("a change of %s is not on the disk: %s", record.name, error)
