@@ -51,6 +51,9 @@ def loads(data: bytes, parse_int: Callable[[str], int] | None = None) -> Any:
         value, end = scan(text, 0)
     except StopIteration as error:
         raise ValueError(f"no value at character {error.value}") from None
+    except SystemError:
+        # The C scanner words its errors with a class of json.decoder, if that is loaded.
+        raise ValueError("not JSON") from None
     if end != len(text):
         raise ValueError(f"something follows at character {end}")
     return value

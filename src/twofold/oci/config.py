@@ -98,7 +98,6 @@ def parse(node: Node, bundle: str) -> ContainerPlan:
     linux.refuse_if_present(*_NOT_SUPPORTED)
     namespaces = _namespaces(linux.get("namespaces"))
     uid_map, gid_map = _id_maps(linux, namespaces)
-    annotations = node.get("annotations")
     cgroups_path = linux.get("cgroupsPath")
     hostname, domainname = _uts_names(node, namespaces)
     return ContainerPlan(
@@ -125,8 +124,17 @@ def parse(node: Node, bundle: str) -> ContainerPlan:
         sysctls=sysctls.parse(linux.get("sysctl"), namespaces),
         hooks=hooks.parse(node.get("hooks")),
         seccomp=seccomp_of(node),
-        annotations=annotations.string_map() if annotations is not None else {},
+        annotations=_annotations(node.get("annotations")),
     )
+
+
+def _annotations(node: Node | None) -> dict[str, str]:
+    if node is None:
+        return {}
+    found = node.string_map()
+    if "" in found:
+        node.refuse("an annotation needs a name")
+    return found
 
 
 def check_version(node: Node) -> str:

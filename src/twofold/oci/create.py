@@ -10,9 +10,9 @@ import fcntl
 import os
 import time
 
-from twofold.errors import InvalidInput, RuntimeFailed
+from twofold.errors import InvalidInput, RuntimeFailed, TwofoldError
 from twofold.linux import process, sockets
-from twofold.oci import channel, config, console, fault
+from twofold.oci import channel, config, console, destroy, fault
 from twofold.oci import state as states
 from twofold.oci.init import Making, first_process, leave_host, preload
 from twofold.record import dataclass, field, replace
@@ -66,6 +66,7 @@ class _Making:
     """What has been made so far, to be undone in reverse."""
 
     container: states.Container
+    record: states.Record
     group: cgroups.Group | None = None
     pid: int = 0
     pidfd: int = -1
@@ -99,12 +100,19 @@ def create(request: Request, session: Session) -> Created:
         console_socket=request.console_socket,
         detached=not request.foreground,
     )
-    made = _Making(container=states.Container.make(session.root, request.id))
+    made = _Making(
+        container=states.Container.make(session.root, request.id),
+        record=states.Record(
+            id=request.id, bundle=request.bundle, created_at="", annotations=plan.annotations
+        ),
+    )
     try:
         fault.point("create-directory")
         return _create(request, session, plan, data, made)
-    except BaseException:
+    except BaseException as error:
         _undo(made)
+        if isinstance(error, TwofoldError) and "hook" in error.details:
+            destroy.run_poststop(plan.hooks.get("poststop", ()), made.record, session)
         raise
     finally:
         for fd in made.descriptors:
@@ -215,16 +223,7 @@ def _ready(
     made.sockets.append(ours)
     making = Making(
         plan=plan,
-        state=states.Observed(
-            states.Record(
-                id=request.id,
-                bundle=request.bundle,
-                created_at="",
-                annotations=plan.annotations,
-            ),
-            "creating",
-            -1,
-        ).to_dict(),
+        state=states.Observed(made.record, "creating", -1).to_dict(),
         sync=theirs,
         group=made.group,
         view=view,
@@ -361,8 +360,6 @@ def _undo(made: _Making) -> None:
         except ChildProcessError:
             pass
         os.close(made.pidfd)
-    from twofold.oci import destroy
-
     if made.group is not None:
         destroy.remove_group(made.group)
     made.container.remove()

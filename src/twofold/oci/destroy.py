@@ -12,6 +12,7 @@ from twofold.runtime import cgroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from twofold.oci.hooks import Hook
     from twofold.oci.session import Session
 
 _END_TIMEOUT_S = 10.0
@@ -35,7 +36,10 @@ def remove_group(group: cgroups.Group) -> None:
 def delete(container: states.Container, session: Session, *, force: bool) -> None:
     """Remove a container that has ended; with ``force`` whatever state it is in. The caller
     holds the container's lock."""
-    record = container.load() if not force else container.load_if_readable()
+    if force:
+        record = container.load_if_readable() or container.load_if_readable("origin")
+    else:
+        record = container.load()
     if record is not None:
         observed = states.observe(record)
         try:
@@ -49,12 +53,19 @@ def delete(container: states.Container, session: Session, *, force: bool) -> Non
     hooks = _poststop_hooks(container, session)
     container.remove()
     fault.point("delete-record")
-    if hooks and record is not None:
-        from twofold.oci import hooks as runner
+    if record is not None:
+        run_poststop(hooks, record, session)
 
-        state = states.Observed(record, "stopped", -1).to_dict()
-        for problem in runner.run_all("poststop", hooks, state):
-            session.warn(problem)
+
+def run_poststop(hooks: tuple[Hook, ...], record: states.Record, session: Session) -> None:
+    """They follow the removal; what fails is only told."""
+    if not hooks:
+        return
+    from twofold.oci import hooks as runner
+
+    state = states.Observed(record, "stopped", -1).to_dict()
+    for problem in runner.run_all("poststop", hooks, state):
+        session.warn(problem)
 
 
 def group_of(record: states.Record) -> cgroups.Group:
@@ -96,7 +107,7 @@ def _wait(pidfd: int) -> None:
         )
 
 
-def _poststop_hooks(container: states.Container, session: Session):  # type: ignore[no-untyped-def]
+def _poststop_hooks(container: states.Container, session: Session) -> tuple[Hook, ...]:
     """From the document as it was at create; a damaged one has none."""
     try:
         data = container.read_file("config.json")

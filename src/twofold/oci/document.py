@@ -128,7 +128,7 @@ def parse(data: bytes, name: str) -> Node:
     try:
         value = jsontext.loads(data, parse_int=_integer)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{name} is not valid JSON: {_short(error)}") from error
+        raise InvalidInput(f"{name} is not valid JSON: {_reason(data, error)}") from error
     _measure_depth(value, name)
     if not isinstance(value, dict):
         raise InvalidInput(f"{name} does not hold an object")
@@ -141,8 +141,17 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-def _short(error: Exception) -> str:
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+def _reason(data: bytes, error: Exception) -> str:
+    """Where it is wrong, in the words of the large parser, which is loaded for this alone."""
+    import json
+
+    try:
+        json.loads(data)
+    except RecursionError:
+        return "nested too deeply"
+    except ValueError as reason:
+        return str(reason)
+    return str(error)
 
 
 def _measure_depth(value: Any, name: str) -> None:

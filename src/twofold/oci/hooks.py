@@ -116,11 +116,14 @@ def _run_one(name: str, hook: Hook, state: bytes) -> None:
             raise RuntimeFailed(
                 f"{name} did not end within {hook.timeout_s} s and was killed",
                 hint="look at the hook, or give it a longer timeout",
+                details={"hook": name},
             )
         if status:
             code, number = process.exit_code_of(status)
             how = f"was killed by signal {number}" if number else f"ended with code {code}"
-            raise RuntimeFailed(f"{name} {how}{_tail(output)}", hint="look at the hook")
+            raise RuntimeFailed(
+                f"{name} {how}{_tail(output)}", hint="look at the hook", details={"hook": name}
+            )
     finally:
         os.close(stdin)
         os.close(output)

@@ -89,8 +89,9 @@ def _run(words: list[str], session: Session) -> int:
         sys.stdout.write(features.version_text())
         return 0
     if values.flag("help") or not rest or rest[0] == "help":
-        sys.stdout.write(_help())
-        return 0 if values.flag("help") or rest else 1
+        asked = values.flag("help") or bool(rest)
+        (sys.stdout if asked else sys.stderr).write(_help())
+        return 0 if asked else 1
     name = rest[0]
     if name not in _COMMANDS:
         raise InvalidInput(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from twofold.errors import RuntimeFailed, TwofoldError, from_dict
-from twofold.oci import channel, fault
+from twofold.errors import TwofoldError, from_dict
+from twofold.oci import channel, destroy, fault
 from twofold.oci import state as states
 from twofold.record import replace
 
@@ -29,6 +29,24 @@ def go(
     poststart: tuple[Hook, ...],
 ) -> states.Record:
     """Say start, and see the program run. Raises what prevented it."""
+    try:
+        return _go(sync, pidfd, container, record, session, seccomp, poststart)
+    except TwofoldError as error:
+        if "hook" in error.details:
+            # The specification: stopped, destroyed, and the poststop hooks are run.
+            destroy.delete(container, session, force=True)
+        raise
+
+
+def _go(
+    sync: socket.socket,
+    pidfd: int,
+    container: states.Container,
+    record: states.Record,
+    session: Session,
+    seccomp: Seccomp | None,
+    poststart: tuple[Hook, ...],
+) -> states.Record:
     channel.send(sync, {"step": "start"})
     fault.point("start-asked")
     see_exec(sync, pidfd, session, seccomp=seccomp, record=record)
@@ -41,7 +59,9 @@ def go(
         pass
     fault.point("start-running")
     if poststart:
-        _run_poststart(poststart, record, pidfd)
+        from twofold.oci import hooks
+
+        hooks.run("poststart", poststart, states.Observed(record, "running", -1).to_dict())
     return record
 
 
@@ -79,19 +99,3 @@ def see_exec(
             finally:
                 os.close(listener)
             channel.send(sync, {"step": "go"})
-
-
-def _run_poststart(poststart: tuple[Hook, ...], record: states.Record, pidfd: int) -> None:
-    from twofold.linux import process
-    from twofold.oci import hooks
-
-    try:
-        hooks.run("poststart", poststart, states.Observed(record, "running", -1).to_dict())
-    except TwofoldError as error:
-        try:
-            process.pidfd_send_signal(pidfd, 9)
-        except ProcessLookupError:
-            pass
-        raise RuntimeFailed(
-            f"{error.message}; the container was stopped", hint=error.hint
-        ) from error

@@ -2,6 +2,8 @@
 
     ROOT/ID/              0711, locked (flock) by whoever changes the container
         state.json        the record below; replaced atomically
+        origin            the same as it was when the first process was made: what delete --force
+                          goes by when the record is damaged
         config.json       the bundle's document as it was at create
         start             socket on which a created container waits for start
 
@@ -57,7 +59,7 @@ def check_id(text: str) -> str:
             f"container id {text[:80]!r} is not valid",
             hint="use up to 1024 of a-z A-Z 0-9 _ + - .",
         )
-    if text in (".", ".."):
+    if text in (".", "..") or text.startswith("-"):
         raise InvalidInput(f"container id {text!r} is not valid", hint="choose a name")
     return text
 
@@ -163,7 +165,10 @@ class Container:
         os.replace(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def save(self, record: Record) -> None:
-        self.write_file("state.json", jsontext.dumps(record.__dict__))
+        data = jsontext.dumps(record.__dict__)
+        if record.status == "creating":
+            self.write_file("origin", data)
+        self.write_file("state.json", data)
 
     def load(self) -> Record:
         """The record. Raises IllegalState when it cannot be read."""
@@ -175,9 +180,9 @@ class Container:
             )
         return record
 
-    def load_if_readable(self) -> Record | None:
+    def load_if_readable(self, name: str = "state.json") -> Record | None:
         try:
-            data = jsontext.loads(self.read_file("state.json"))
+            data = jsontext.loads(self.read_file(name))
             return _checked(data, self.id)
         except (OSError, ValueError, RecursionError):
             return None
@@ -191,7 +196,10 @@ class Container:
                 import shutil
 
                 shutil.rmtree(f"{self.path}/{name}", ignore_errors=True)
-        os.rmdir(self.path)
+        try:
+            os.rmdir(self.path)
+        except FileNotFoundError:
+            pass
 
 
 def _checked(data: Any, container_id: str) -> Record:
