@@ -23,7 +23,7 @@ from mount_lab import (
     run,
 )
 
-from twofold.errors import InvalidInput
+from twofold.errors import InvalidInput, RuntimeFailed
 from twofold.linux import process
 from twofold.runtime import cgroup_layout, idmap, mounting
 from twofold.runtime.mount_plan import CgroupView
@@ -271,3 +271,19 @@ def test_control_groups_show_the_containers_own_as_root(
     assert written == "EROFS"
     if "" in view.mounts:
         assert mounts["/sys/fs/cgroup/unified"]["kind"] == "cgroup2"
+
+
+@pytest.mark.parametrize("cgroupns", [False, True])
+def test_without_a_group_of_its_own_a_container_sees_none(bundle: str, cgroupns: bool) -> None:
+    """Never the host's: that is what mounting the type as it is would show."""
+    entry = {"destination": "/sys/fs/cgroup", "type": "cgroup"}
+    listing = lambda: os.listdir("/sys/fs/cgroup")  # noqa: E731
+    assert run(a_config(entry), bundle, listing, cgroupns=cgroupns) == []
+    with own_groups(f"twofold-test-{os.getpid()}") as view:
+        if "memory" in view.groups:  # on a v2 host there is only the one
+            for controller in [name for name in view.groups if name != "memory"]:
+                os.rmdir(view.groups.pop(controller))
+            found = run(a_config(entry), bundle, listing, cgroupns=cgroupns, cgroups=view)
+            assert found == ["memory"]
+    with pytest.raises(RuntimeFailed, match="no control group of its own"):
+        run(a_config({**entry, "type": "cgroup2"}), bundle, listing, cgroupns=cgroupns)

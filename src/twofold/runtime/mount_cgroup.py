@@ -33,15 +33,21 @@ def is_v2(view: CgroupView) -> bool:
     return set(view.mounts) == {""}
 
 
-def prepare(plan: FilesystemPlan, mount: Mount, view: CgroupView) -> dict[str, int]:
+def prepare(plan: FilesystemPlan, mount: Mount, view: CgroupView | None) -> dict[str, int]:
     """The container's own groups as detached binds, where it has no cgroup namespace."""
-    if plan.cgroup_namespace:
-        return {}
+    wanted = hierarchies(view) if view is not None else {}
+    if mount.kind == "cgroup2" or (view is not None and is_v2(view)):
+        wanted = {name: found for name, found in wanted.items() if found == ("",)}
+        if not wanted:
+            raise RuntimeFailed(
+                f"{mount.name}: the container has no control group of its own to be shown",
+                hint="remove the mount, or give the container a cgroupsPath on a v2 hierarchy",
+            )
     binds: dict[str, int] = {}
+    if plan.cgroup_namespace or view is None:
+        return binds
     try:
-        for name, controllers in hierarchies(view).items():
-            if mount.kind == "cgroup2" and controllers != ("",):
-                continue
+        for name, controllers in wanted.items():
             fd = binds[name] = lm.open_tree(view.groups[controllers[0]])
             lm.set_attributes(fd, _attributes(mount), propagation=lm.MS_PRIVATE)
     except BaseException:

@@ -90,7 +90,7 @@ def prepare(
                 continue
             if mount.options.bind:
                 prepared.binds[index] = _bind(plan, mount, userns_fd)
-            elif mount.kind in ("cgroup", "cgroup2") and cgroups is not None:
+            elif mount.kind in ("cgroup", "cgroup2"):
                 prepared.cgroups[index] = mount_cgroup.prepare(plan, mount, cgroups)
         if plan.lock_binds:
             mount_locks.lock(prepared.binds)

@@ -144,8 +144,9 @@ def _place(
         if options.bind:
             fd = os.dup(source_fd)
             lm.move_mount(fd, target)
-        elif index in prepared.cgroups and cgroups is not None:
-            fd = mount_cgroup.place(mount, target, cgroups, prepared.cgroups[index])
+        elif mount.kind in ("cgroup", "cgroup2"):
+            view = cgroups or CgroupView(mounts={}, groups={})
+            fd = mount_cgroup.place(mount, target, view, prepared.cgroups[index])
         else:
             fd = _new(built, mount, target, existed=existed)
     finally:
