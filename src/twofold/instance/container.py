@@ -7,7 +7,7 @@ would unmask the kernel's own files. Executed by ``runtime/``.
 import posixpath
 
 from twofold.errors import InvalidInput
-from twofold.instance import privileges
+from twofold.instance import masks, privileges
 from twofold.instance.place import Allocation, ImageRoot, Place, files_of, hostname_of
 from twofold.instance.process import main_process
 from twofold.model.instance import InstanceSpec, Tmpfs, Volume
@@ -16,12 +16,6 @@ from twofold.runtime.plan import Cgroup, Mount, Rootfs, SandboxPlan, Stdio
 PIDS = 2048
 SHM_BYTES = 64 << 20
 
-MASKED = (
-    *("/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys"),
-    *("/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list"),
-    *("/proc/timer_stats", "/sys/firmware", "/sys/devices/virtual/powercap"),
-)
-READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 # ping without CAP_NET_RAW: every group inside may open an ICMP echo socket.
 SYSCTLS = {"net.ipv4.ping_group_range": "0 65535"}
 _RESERVED = ("/proc", "/sys", "/dev")
@@ -34,8 +28,10 @@ def container_plan(
     place: Place,
     *,
     device_rules: tuple[str, ...] = (),
+    masked: tuple[str, ...] = (),
 ) -> SandboxPlan:
-    """The whole sandbox of one container. ``device_rules``: see ``privileges.device_rule``."""
+    """The whole sandbox of one container. ``device_rules``: see ``privileges.device_rule``;
+    ``masked``: what this host has besides ``masks.MASKED``."""
     hostname = hostname_of(allocation.name, spec.hostname)
     return SandboxPlan(
         instance_id=allocation.id,
@@ -65,8 +61,8 @@ def container_plan(
         ),
         process=main_process(spec, image.config, hostname),
         network=place.network,
-        masked_paths=MASKED,
-        readonly_paths=READ_ONLY,
+        masked_paths=(*masks.MASKED, *masked),
+        readonly_paths=masks.READ_ONLY,
         files=files_of(hostname, place),
         sysctls=SYSCTLS,
         stdio=stdio_of(spec, place),

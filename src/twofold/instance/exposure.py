@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from twofold.errors import TwofoldError
-from twofold.instance import barriers_container, barriers_vm, privileges, vm, witness
+from twofold.instance import barriers_container, barriers_vm, masks, privileges, vm, witness
 from twofold.instance.barriers import Scene
 from twofold.instance.collaborators import Collaborators, MachineParts
 from twofold.instance.container import container_plan
@@ -56,7 +56,8 @@ class Exposer:
             network=record.network,
         )
         if not record.is_vm:
-            return container_plan(spec, image, record.allocation, place)
+            masked = masks.of_this_host()
+            return container_plan(spec, image, record.allocation, place, masked=masked)
         parts = MachineParts(
             jail=paths.cache,
             boot=paths.kernels,

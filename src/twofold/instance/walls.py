@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from twofold.errors import InvalidInput
-from twofold.instance import privileges, vm
+from twofold.instance import masks, privileges, vm
 from twofold.instance.collaborators import Images, Keeper, Machines
 from twofold.instance.container import PIDS, check_target, check_volume, container_plan
 from twofold.instance.place import ImageRoot, Place
@@ -84,6 +84,7 @@ class ContainerWall:
             record.allocation,
             place,
             device_rules=tuple(privileges.device_rule(one) for one in record.spec.devices),
+            masked=masks.of_this_host(),
         )
         kernel = os.uname()
         facts = {
