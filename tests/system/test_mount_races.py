@@ -12,10 +12,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cleanup
 import mount_lab
 import oci_lab
 import pytest
@@ -72,21 +74,31 @@ def hostile_image(twofold: Runner, tmp_path: Path) -> Callable[..., str]:
 
     def make(name: str, **links: str) -> str:
         tarball = tmp_path / f"{name}.tar"
-        with tarfile.open(tarball, "w") as tar:
-            tar.add(oci_lab.BUSYBOX, "bin/busybox")
-            for applet in ("sh", "ls", "cat", "true", "echo", "mount", "grep"):
-                tar.addfile(link("bin/" + applet, "busybox"))
-            for path in ("proc", "sys", "dev", "etc", "tmp"):
-                if path not in links:
-                    entry = tarfile.TarInfo(path)
-                    entry.type, entry.mode = tarfile.DIRTYPE, 0o755
-                    tar.addfile(entry)
-            for path, target in links.items():
-                tar.addfile(link(path.replace("_", "/"), target))
+        write_tarball(tarball, {path.replace("_", "/"): target for path, target in links.items()})
         twofold("image", "import", tarball, name, check=True)
         return name
 
     return make
+
+
+@pytest.fixture
+def plain_tarball(tmp_path: Path) -> Path:
+    write_tarball(tmp_path / "plain.tar", {})
+    return tmp_path / "plain.tar"
+
+
+def write_tarball(path: Path, links: dict[str, str]) -> None:
+    with tarfile.open(path, "w") as tar:
+        tar.add(oci_lab.BUSYBOX, "bin/busybox")
+        for applet in ("sh", "ls", "cat", "true", "echo", "mount", "grep", "sleep"):
+            tar.addfile(link("bin/" + applet, "busybox"))
+        for directory in ("proc", "sys", "dev", "etc", "tmp"):
+            if directory not in links:
+                entry = tarfile.TarInfo(directory)
+                entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+                tar.addfile(entry)
+        for name, target in links.items():
+            tar.addfile(link(name, target))
 
 
 def link(path: str, target: str) -> tarfile.TarInfo:
@@ -443,3 +455,36 @@ def test_a_read_only_volume_stays_so_for_root_who_may_mount(
     assert os.listdir(victim) == []
     # Mounting as such works: it is the lock that forbids, not a missing capability.
     twofold(*words, image, "mount", "-t", "tmpfs", "tmpfs", "/tmp", check=True)
+
+
+@pytest.fixture
+def later_root() -> Iterator[dict[str, str]]:
+    """A root whose keeper starts after the test's mounts: a host may not pass on later ones."""
+    root = tempfile.mkdtemp(prefix="twofold-test.")
+    yield {"TWOFOLD_ROOT": root}
+    remains = cleanup.remove_root(root)
+    assert not remains
+
+
+def test_a_volume_holds_for_what_is_mounted_below_it_and_hears_nothing_later(
+    twofold: Runner, plain_tarball: Path, later_root: dict[str, str], tmp_path: Path
+) -> None:
+    volume = mount_lab.a_volume(mount_lab.for_anybody(tmp_path))
+    late = volume / "late"
+    late.mkdir()
+    mounted = mount_lab.mounted
+    with mounted(volume, volume, "--bind", "--make-shared"), mount_lab.a_tree(volume):
+        twofold("image", "import", plain_tarball, "plain", check=True, env=later_root)
+        words = ("run", "-d", "--name", "below", "--network", "none", "-v", f"{volume}:/v:ro")
+        twofold(*words, "plain", "sleep", "1000", check=True, env=later_root)
+        with mounted("tmpfs", late, "-t", "tmpfs"):
+            (late / "secret").touch()
+            script = "cat /proc/self/mountinfo; ls /v/late; echo x > /v/below/deep"
+            done = twofold("exec", "below", "sh", "-c", script, env=later_root)
+        twofold("rm", "-f", "below", check=True, env=later_root)
+    lines = [line.split(" ") for line in done.stdout.decode().splitlines()]
+    below = next(fields for fields in lines if fields[4:5] == ["/v/below"])
+    assert below[5].startswith("ro,nosuid,nodev")
+    assert b"Read-only file system" in done.stderr
+    assert b"secret" not in done.stdout
+    assert not any(fields[4:5] == ["/v/late"] for fields in lines)
