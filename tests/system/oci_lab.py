@@ -153,6 +153,24 @@ def user_namespace(*, size: int = 65536, base: int = ID_BASE) -> dict[str, Any]:
     }
 
 
+def tmpfs(target: str, *options: str) -> dict[str, Any]:
+    return {
+        "destination": target,
+        "type": "tmpfs",
+        "source": "tmpfs",
+        "options": list(options),
+    }
+
+
+def bind(source: Path | str, target: str, *options: str) -> dict[str, Any]:
+    return {
+        "destination": target,
+        "type": "none",
+        "source": str(source),
+        "options": list(options or ("rbind",)),
+    }
+
+
 def find_runtime() -> str:
     given = os.environ.get("TWOFOLD_OCI_RUNTIME", "")
     if given:

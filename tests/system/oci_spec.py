@@ -3,6 +3,7 @@
 ``proves(property)``   the test sees, from inside a container, that the property has its effect
 ``refutes(property)``  the counter-test: without it, or with a wrong value, it is otherwise
 ``refuses(property)``  Twofold does not do this, and says so by the property's name
+``only_where(reason)`` words for the table where a proof takes a host that not everybody has
 
 A property counts as supported with a proof and a counter-test, as refused with a refusal.
 ``tests/style/test_oci_table.py`` fails while a property has neither, and while the table in
@@ -173,6 +174,19 @@ def refutes(*names: str) -> Callable[[Test], Test]:
 
 def refuses(*names: str) -> Callable[[Test], Test]:
     return _note("refuses", names)
+
+
+def only_where(reason: str, *names: str) -> Callable[[Test], Test]:
+    """What the table says of properties that this host cannot show: honest, not a proof."""
+    assert not set(names) - PROPERTIES
+
+    def mark(test: Test) -> Test:
+        noted = getattr(test, "oci_notes", ())
+        more = (("only_where", (reason, name)) for name in names)
+        test.oci_notes = (*noted, *more)  # type: ignore[attr-defined]
+        return test
+
+    return mark
 
 
 def beyond_runc(reason: str) -> pytest.MarkDecorator:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from oci_lab import CGROUP, Container, Lab, user_namespace
-from oci_spec import beyond_runc, proves, refuses, refutes
+from oci_spec import beyond_runc, only_where, proves, refuses, refutes
 
 MEBI = 1 << 20
 R = "linux.resources"
@@ -151,6 +151,7 @@ def test_throttles(oci: Lab, name: str) -> None:
             oci.refused({f"{R}.blockIO.{name}": [bad]}, f"{R}.blockIO.{name}[0]")
 
 
+@only_where("with the BFQ scheduler; refused elsewhere", f"{R}.blockIO.weightDevice")
 @proves(f"{R}.blockIO.weightDevice")
 @refutes(f"{R}.blockIO.weightDevice")
 def test_weight_of_a_device(oci: Lab) -> None:
@@ -177,6 +178,7 @@ def test_leaf_weight_went_with_its_scheduler(oci: Lab) -> None:
     oci.refused({f"{R}.blockIO.leafWeight": 300}, f"{R}.blockIO.leafWeight", "300")
 
 
+@only_where("on cgroup v1; refused on v2", f"{R}.memory.disableOOMKiller")
 @proves(f"{R}.memory.disableOOMKiller")
 @refutes(f"{R}.memory.disableOOMKiller")
 def test_oom_killer_switched_off(oci: Lab) -> None:
@@ -212,6 +214,7 @@ def test_kernel_memory_is_not_limited_any_more(oci: Lab) -> None:
     oci.refused({f"{R}.memory.kernel": 64 * MEBI}, f"{R}.memory.kernel", str(64 * MEBI))
 
 
+@only_where("on cgroup v1; refused on v2", f"{R}.memory.kernelTCP")
 @proves(f"{R}.memory.kernelTCP")
 @refutes(f"{R}.memory.kernelTCP")
 @beyond_runc("ignores it")
@@ -272,6 +275,10 @@ _CONTROLLERS_OFTEN_MISSING: dict[str, tuple[dict[str, Any], str, str, str, str]]
 }
 
 
+@only_where("where the kernel has the controller; refused elsewhere", f"{R}.hugepageLimits")
+@only_where("where the kernel has the controller; refused elsewhere", f"{R}.network.classID")
+@only_where("where the kernel has the controller; refused elsewhere", f"{R}.network.priorities")
+@only_where("refused where the host has no such device: seen only so", f"{R}.rdma")
 @proves(*(f"{R}.{name}" for name in _CONTROLLERS_OFTEN_MISSING))
 @refutes(*(f"{R}.{name}" for name in _CONTROLLERS_OFTEN_MISSING))
 @pytest.mark.parametrize("name", _CONTROLLERS_OFTEN_MISSING)

@@ -334,6 +334,7 @@ def test_a_terminal_for_exec(oci: Lab) -> None:
         assert said.splitlines()[0] == "/dev/pts/0"
 
 
+@beyond_runc("sets the size when the program runs already")
 def test_run_copies_the_callers_terminal(oci: Lab) -> None:
     """``run`` in a terminal, without a socket: the runtime copies, and the size goes along."""
     bundle = oci.bundle({"process.terminal": True}, script="stty size; read x; echo got $x; exit 5")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oci_lab import DEV, PROC, Lab, user_namespace
+from oci_lab import DEV, PROC, Lab, bind, tmpfs, user_namespace
 from oci_spec import MOUNT_OPTIONS, beyond_runc, proves, refuses, refutes
 
 TABLE = "cat /proc/self/mountinfo"
@@ -32,24 +32,6 @@ def propagation_of(table: str, target: str) -> set[str]:
             found = {word.split(":")[0] for word in fields[6 : fields.index("-")]}
     assert found is not None, table
     return found
-
-
-def tmpfs(target: str, *options: str) -> dict[str, Any]:
-    return {
-        "destination": target,
-        "type": "tmpfs",
-        "source": "tmpfs",
-        "options": list(options),
-    }
-
-
-def bind(source: Path | str, target: str, *options: str) -> dict[str, Any]:
-    return {
-        "destination": target,
-        "type": "none",
-        "source": str(source),
-        "options": list(options or ("rbind",)),
-    }
 
 
 @pytest.fixture
