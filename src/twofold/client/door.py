@@ -7,18 +7,21 @@ messages are in ``docs/contributing/architecture.md``. Does not copy bytes and k
 
 from __future__ import annotations
 
+import array
 import json
 import os
 import select
-import socket
 
 from twofold.client.transport import not_allowed
 from twofold.errors import Unavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
     from typing import Any
+else:
+    import _socket as socket  # as in client/transport.py
 
 MAX_MESSAGE_BYTES = 64 << 10
 
@@ -70,7 +73,9 @@ class Door:
     def _send(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
         data = json.dumps(message).encode()
         try:
-            socket.send_fds(self._socket, [data], list(descriptors))
+            rights = array.array("i", descriptors)
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if descriptors else []
+            self._socket.sendmsg([data], ancillary)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the session has ended: its last message is still there to be read
 
@@ -83,14 +88,18 @@ class Door:
     def receive(self) -> tuple[dict[str, Any], list[int]]:
         """The next message and the descriptors that came with it. The end raises Unavailable."""
         try:
-            data, descriptors, _, _ = socket.recv_fds(
-                self._socket, MAX_MESSAGE_BYTES, 3, socket.MSG_CMSG_CLOEXEC
+            data, ancillary, _, _ = self._socket.recvmsg(
+                MAX_MESSAGE_BYTES, socket.CMSG_SPACE(3 * 4), socket.MSG_CMSG_CLOEXEC
             )
         except ConnectionResetError:
-            data, descriptors = b"", []
+            data, ancillary = b"", []
+        descriptors = array.array("i")
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                descriptors.frombytes(content[: len(content) // 4 * 4])
         if not data:
             raise Unavailable(
                 "the keeper closed the session before it said how it ended",
                 hint="twofold list shows what still runs",
             )
-        return json.loads(data), descriptors
+        return json.loads(data), list(descriptors)
