@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from twofold.oci.config import ContainerPlan
     from twofold.oci.session import Session
     from twofold.runtime.seccomp_rules import Seccomp
-else:
-    import _socket as socket
 
 SECCOMP_CACHE = "/run/twofold-oci.cache"
 
@@ -228,7 +226,7 @@ def _ready(
         group=made.group,
         view=view,
         prepared=prepared,
-        listener=_listen(made.container) if request.waits else None,
+        listener=made.container.listen() if request.waits else None,
         console=console.connect(request.console_socket) if request.console_socket else None,
         keep_terminal=request.foreground,
         filter_program=program,
@@ -245,15 +243,6 @@ def _reaches_our_files(plan: ContainerPlan) -> bool:
     if "user" not in plan.namespaces.new:
         return True
     return any(outside <= 0 < outside + count for _, outside, count in plan.uid_map)
-
-
-def _listen(container: states.Container) -> socket.socket:
-    """The socket at which the process waits; reached through the directory's descriptor because
-    the path of a unix socket has at most 107 bytes."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    sock.bind(f"/proc/self/fd/{container.fd}/start")
-    sock.listen(8)
-    return sock
 
 
 def _spawn(plan: ContainerPlan, made: _Making, making: Making) -> tuple[int, int]:

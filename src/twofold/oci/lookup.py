@@ -17,7 +17,9 @@ class Found:
     def __init__(self, container: states.Container, record: states.Record) -> None:
         self.container, self.record = container, record
         self.observed = states.observe(record)
-        if self.observed.status == "running" and self.frozen():
+        if self.observed.status == "created" and not container.is_waited_in():
+            self.observed.status = "running"  # whoever started it was killed before saying so
+        if self.observed.status in ("created", "running") and self.frozen():
             self.observed.status = "paused"
 
     def group(self) -> cgroups.Group:

@@ -25,7 +25,10 @@ from twofold.record import dataclass, field, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from typing import Any
+else:
+    import _socket as socket
 
 SPEC_VERSION = "1.2.0"
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
@@ -136,6 +139,32 @@ class Container:
     def unlock(self) -> None:
         """Let others change the container."""
         fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+    def is_waited_in(self) -> bool:
+        """Whether the first process still waits for its start."""
+        try:
+            self.call().close()
+        except OSError:
+            return False
+        return True
+
+    def call(self) -> socket.socket:
+        """Connect to the waiting process; OSError when nobody waits."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            # By descriptor: the path of a unix socket has at most 107 bytes.
+            sock.connect(f"/proc/self/fd/{self.fd}/start")
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def listen(self) -> socket.socket:
+        """The socket at which the first process waits."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.bind(f"/proc/self/fd/{self.fd}/start")
+        sock.listen(8)
+        return sock
 
     # Files
 

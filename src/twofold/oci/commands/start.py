@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from twofold.oci.arguments import Values
     from twofold.oci.session import Session
-else:
-    import _socket as socket
 
 OPTIONS: arguments.Table = {}
 OPERANDS = "ID"
@@ -55,12 +53,9 @@ def _not_created(container_id: str, status: str) -> IllegalState:
 
 def _call(container: states.Container) -> socket.socket:
     """Connect to the waiting process. Nobody there: its program runs already."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        sock.connect(f"/proc/self/fd/{container.fd}/start")
+        return container.call()
     except OSError as error:
-        sock.close()
         if error.errno in (errno.ECONNREFUSED, errno.ENOENT):
             raise _not_created(container.id, "running") from error
         raise
-    return sock
