@@ -3,7 +3,8 @@
 import pytest
 
 from twofold.linux import mount as lm
-from twofold.runtime.mount_plan import Options, own_options, parse_options
+from twofold.runtime import mount_cgroup
+from twofold.runtime.mount_plan import CgroupView, Options, own_options, parse_options
 
 SETTING = {
     "ro": lm.ATTR_RDONLY,
@@ -147,3 +148,25 @@ def test_one_word_may_hold_several_options_and_quotes_keep_a_comma() -> None:
     options = parse_options(['mode=755,context="a:b:s0:c1,c2",size=1', "sync"])
     expected = {"mode": "755", "context": "a:b:s0:c1,c2", "size": "1", "sync": None}
     assert own_options(options) == expected
+
+
+def test_hierarchies_are_shown_as_the_host_names_them() -> None:
+    view = CgroupView(
+        mounts={
+            "cpu": "/sys/fs/cgroup/cpu,cpuacct",
+            "cpuacct": "/sys/fs/cgroup/cpu,cpuacct",
+            "memory": "/sys/fs/cgroup/memory",
+            "name=systemd": "/sys/fs/cgroup/systemd",
+            "pids": "/sys/fs/cgroup/pids",
+            "": "/sys/fs/cgroup/unified",
+        },
+        groups=dict.fromkeys(("cpu", "cpuacct", "memory", "name=systemd", ""), "/own"),
+    )
+    assert mount_cgroup.hierarchies(view) == {
+        "cpu,cpuacct": ("cpu", "cpuacct"),
+        "memory": ("memory",),
+        "systemd": ("name=systemd",),
+        "unified": ("",),
+    }
+    assert not mount_cgroup.is_v2(view)
+    assert mount_cgroup.is_v2(CgroupView(mounts={"": "/sys/fs/cgroup"}, groups={}))
