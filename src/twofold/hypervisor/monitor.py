@@ -17,19 +17,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from twofold.errors import GuestFailed, InvalidInput, TwofoldError, Unavailable
+from twofold.errors import GuestFailed, TwofoldError, Unavailable
 from twofold.guest import protocol
 from twofold.hypervisor import monitor_shares
-from twofold.hypervisor.monitor_birth import Freezer, InnerControl, wake
+from twofold.hypervisor.monitor_birth import Birth, Events
 from twofold.hypervisor.monitor_clients import Clients, close_all, receive, signal_number
 from twofold.hypervisor.monitor_console import Console
 from twofold.hypervisor.monitor_link import Link, LinkClosedError
 from twofold.hypervisor.monitor_loop import Loop
-from twofold.hypervisor.monitor_qemu import Qemu, pair, printable
+from twofold.hypervisor.monitor_qemu import Qemu, pair
 from twofold.hypervisor.monitor_session import (
     GuestProcess,
     Watcher,
-    error_of_guest,
     guest_is_gone,
     open_frame,
 )
@@ -98,8 +97,6 @@ class Monitor(Watcher):
         self._status, self._control = status, control
         self._sessions: dict[int, GuestProcess] = {}
         self._next_session = protocol.PAYLOAD_SESSION + 1
-        self._facts: dict[str, Any] = {}
-        self._warnings: list[str] = []
         self._size: tuple[int, int] | None = None
         self._ready = self._told = False
         self._ready_deadline = 0.0
@@ -109,10 +106,6 @@ class Monitor(Watcher):
         self._payload: GuestProcess | None = None
         self._link_failure = ""
         self._qemu: Qemu | None = None
-        self._birth = str(vm.get("birth") or "boot")
-        self._freezer: Freezer | None = None
-        self._on_held: Callable[[], None] | None = None
-        self._inner: InnerControl | None = None
 
     # -- start ------------------------------------------------------------------------------
 
@@ -148,40 +141,25 @@ class Monitor(Watcher):
         self._status.setblocking(False)
         self.loop.watch(self._status.fileno(), self._read_status)
         self._clients = Clients(self._control, self.loop, self)
-        self._begin_life(inner, fds.get("state", -1))
+        self._birth = Birth(
+            self._vm,
+            Events(
+                new_payload=self._new_payload,
+                born=self._born,
+                running=self.started,
+                frozen=self._frozen,
+                failed=self._guest_failed,
+            ),
+            link=self._link,
+            loop=self.loop,
+        )
+        self._birth.begin(inner, fds.get("state", -1), self._size)
 
-    def _begin_life(self, inner: socket.socket, state_fd: int) -> None:
-        if self._birth == "boot":
-            inner.close()
-            return
-        self._inner = control = InnerControl(inner, self.loop, self._qemu_says, self._guest_failed)
-        if self._birth == "template":
-            self._freezer = Freezer(
-                self._guest, link=self._link, loop=self.loop, control=control, state_fd=state_fd
-            )
-            return
-        wake(control, state_fd)
-        # What we send waits until it wakes up.
-        if self._birth == "copy":
-            # Of a machine that runs: whatever its agent was saying ends before the next HELLO.
-            self._link.send(protocol.encode(protocol.HELLO, 0))
-        else:
-            self._facts = self._link.acquainted(dict(self._vm.get("facts") or {}))
-            self._send_config()
-
-    def _qemu_says(self, event: str, data: dict[str, Any]) -> None:
-        if event == "MIGRATION" and data.get("status") == "failed":
-            what = "frozen" if self._freezer else "woken up"
-            self._guest_failed(f"QEMU's state could not be {what}")
-        elif event == "MIGRATION" and data.get("status") == "completed":
-            if not self._freezer:
-                assert self._inner is not None
-                self._inner.execute("cont")  # it was frozen, so it wakes up stopped
-                return
-            assert self._qemu is not None
-            self._exit_code = 0
-            self._qemu.kill()  # all of it is in its two files and on its disk
-            self._freezer = None
+    def _frozen(self) -> None:
+        """A template is made: all of it is in its two files and on its disk."""
+        assert self._qemu is not None
+        self._exit_code = 0
+        self._qemu.kill()
 
     def _watch_signals(self) -> None:
         read, write = os.pipe()
@@ -271,54 +249,18 @@ class Monitor(Watcher):
     def _handle(self, kind: int, stream: int, body: protocol.Body) -> None:
         number, channel = divmod(stream, 4)
         if number == 0:
-            self._handle_link(kind, body)
+            self._birth.handle(kind, body)
             return
-        if not self._facts:
+        if not self._birth.facts:
             raise protocol.ProtocolError("a session before the hello")
-        session = self._freezer.session if self._freezer else self._sessions.get(number)
+        session = self._birth.warming or self._sessions.get(number)
         if session is not None:
             session.handle(kind, channel, body)
 
-    def _handle_link(self, kind: int, body: protocol.Body) -> None:
-        if kind == protocol.HELLO and not self._facts:
-            self._facts = self._link.greeted(body)
-            if self._freezer:
-                self._freezer.prepare()
-            elif self._birth == "copy":
-                self._renew()
-            else:
-                self._send_config()
-        elif kind == protocol.PREPARED and self._freezer:
-            self._freezer.warm_up()
-        elif kind == protocol.RENEWED and self._birth == "copy" and self._payload:
-            self._take_warnings(body)
-            self.started(self._payload)
-        elif kind == protocol.CONFIGURED:
-            self._take_warnings(body)
-        elif kind == protocol.ERROR:
-            self._guest_failed(error_of_guest(body).message)
-        elif kind == protocol.PONG:
-            held, self._on_held = self._on_held, None
-            if held is not None:
-                held()
-        else:
-            raise protocol.ProtocolError(f"frame of type {kind} on the link")
-
-    def _take_warnings(self, body: protocol.Body) -> None:
-        words = protocol.decode_json(body).get("warnings")
-        self._warnings = [printable(str(word))[:500] for word in words] if words else []
-
-    def _configuration(self) -> dict[str, Any]:
-        config = {name: item for name, item in self._guest.items() if name != "process"}
-        # Taken now, not from the plan: booting took seconds, and a fork must not repeat either.
-        return config | {"time": time.time(), "entropy": os.urandom(32).hex()}
-
-    def _renew(self) -> None:
-        """A copy of a running machine becomes itself; its payload has been running all along."""
-        self._payload = self._sessions[protocol.PAYLOAD_SESSION] = self._new_payload()
-        self._payload.adopt()
-        config = self._configuration() | {"machine_id": os.urandom(16).hex()}
-        self._link.send(protocol.encode_json(protocol.RENEW, 0, config))
+    def _born(self, payload: GuestProcess) -> None:
+        """The guest is told what to run, or is a copy of one that runs it."""
+        payload.open_deadline = self._ready_deadline + 1
+        self._payload = self._sessions[protocol.PAYLOAD_SESSION] = payload
 
     def _new_payload(self) -> GuestProcess:
         stdio = self._stdio
@@ -332,32 +274,11 @@ class Monitor(Watcher):
             post=self.loop.post,
         )
 
-    def _send_config(self) -> None:
-        """Everything in one go: configuration and payload; the guest works it off in order."""
-        config = self._configuration()
-        process = dict(self._guest.get("process") or {})
-        request: dict[str, Any] = {
-            "kind": "init" if self._system else "payload",
-            "process": process,
-        }
-        rows, cols = self._size or (self._guest.get("rows"), self._guest.get("cols"))
-        request |= {"rows": rows, "cols": cols}
-        request_frame = open_frame(protocol.PAYLOAD_SESSION, request)
-        try:
-            config_frame = protocol.encode_json(protocol.CONFIG, 0, config)
-        except ValueError as error:
-            raise InvalidInput(f"the guest's files are too large: {error}") from error
-        payload = self._new_payload()
-        payload.open_deadline = self._ready_deadline + 1
-        self._link.send(config_frame)
-        payload.open(request_frame)
-        self._payload = self._sessions[protocol.PAYLOAD_SESSION] = payload
-
     # -- the payload (Watcher) --------------------------------------------------------------
 
     def started(self, session: GuestProcess) -> None:
         self._ready = True
-        self._tell({"ready": True, "facts": self._facts, "warnings": self._warnings})
+        self._tell({"ready": True, "facts": self._birth.facts, "warnings": self._birth.warnings})
 
     def exited(self, session: GuestProcess, exit_code: int) -> None:
         self._end(exit_code)
@@ -429,8 +350,8 @@ class Monitor(Watcher):
         status = self._qemu.reap()
         self._kill_deadline = 0.0
         self._console.finish()
-        if self._birth == "template" and self._exit_code == 0:
-            self._tell({"ready": True, "facts": self._facts, "warnings": []})
+        if self._birth.kind == "template" and self._exit_code == 0:
+            self._tell({"ready": True, "facts": self._birth.facts, "warnings": []})
         if self._exit_code is None and not self._ready:
             last = self._console.errors.last_lines(1)
             what = f"qemu ended before the guest was ready ({self._qemu.describe_end()})"
@@ -516,12 +437,10 @@ class Monitor(Watcher):
         if self._link_failure or not self._ready or self._exit_code is not None:
             reason = self._link_failure or "it is starting or stopping"
             raise Unavailable(f"the guest cannot be copied now: {reason}", hint="twofold list")
-        self._on_held = held
-        self._link.hold(protocol.encode(protocol.PING, 0))
+        self._birth.hold(held)
 
     def let_go(self) -> None:
-        self._on_held = None
-        self._link.let_go()
+        self._birth.let_go()
 
     def steer(self, session: GuestProcess | None, request: dict[str, Any]) -> None:
         """``signal``, ``resize`` or ``shutdown``, of the payload when ``session`` is None.
@@ -534,7 +453,7 @@ class Monitor(Watcher):
                 rows, cols = int(request["rows"]), int(request["cols"])
                 session = session or self._payload
                 if session is None:
-                    self._size = (rows, cols)
+                    self._size = self._birth.size = (rows, cols)
                 else:
                     session.resize(rows, cols)
             elif op == "signal" and session is not None:

@@ -1,125 +1,173 @@
-"""How a machine comes to life other than by booting: frozen into a template, or woken from one.
+"""How a machine comes to life: booted, woken from a template, or frozen into one.
 
 A *template* is a guest whose agent has prepared everything in which no two machines of its shape
 differ, stopped, its device state written to a file; its memory is a file already. A *fork* is
-QEMU with the same command line over a private, copy-on-write view of that memory. Both are done
-over a control socket of the monitor's own, beside the daemon's.
+QEMU with the same command line over a private, copy-on-write view of that memory. A *copy* is the
+same of a machine that was running: it gets another identity, and its payload goes on.
 
-QEMU's answers are parsed with the same distrust as the guest's: who breaks out of the guest is in
-QEMU, and not yet here.
+Here is what monitor and agent say to each other before there is a payload (stream 0 of the
+protocol); the payload itself is the monitor's.
 """
 
-import array
-import json
+import os
 import socket
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from twofold.errors import TwofoldError
+from twofold.errors import InvalidInput, TwofoldError
 from twofold.guest import protocol
+from twofold.hypervisor.monitor_control import InnerControl, freeze, wake
 from twofold.hypervisor.monitor_link import Link
 from twofold.hypervisor.monitor_loop import Loop
-from twofold.hypervisor.monitor_session import GuestProcess, Watcher, open_frame
+from twofold.hypervisor.monitor_qemu import printable
+from twofold.hypervisor.monitor_session import (
+    GuestProcess,
+    Watcher,
+    error_of_guest,
+    open_frame,
+)
 
-_LINE_LIMIT_BYTES = 1 << 16
 _WARM_UPS = 2  # the second finds what the first has read in
 _SETTLE_S = 0.3  # what the guest's kernel has put off is done by then
-# Memory that is a file goes on as it is: only the devices' state is written and read.
-_CAPABILITIES = [
-    {"capability": "x-ignore-shared", "state": True},
-    {"capability": "events", "state": True},
-]
 
 
-class InnerControl:
-    """QMP as the monitor speaks it: commands sent ahead, answers counted, events told.
+@dataclass(frozen=True, kw_only=True)
+class Events:
+    """What the monitor is told. ``failed`` gets a sentence."""
 
-    ``on_event`` gets (name, data). ``on_failure`` gets a sentence, once; nothing follows it.
-    """
+    new_payload: Callable[[], GuestProcess]
+    born: Callable[[GuestProcess], None]
+    running: Callable[[GuestProcess], None]
+    frozen: Callable[[], None]
+    failed: Callable[[str], None]
 
-    def __init__(
-        self,
-        sock: socket.socket,
-        loop: Loop,
-        on_event: Callable[[str, dict[str, Any]], None],
-        on_failure: Callable[[str], None],
-    ) -> None:
-        self._sock, self._loop = sock, loop
-        self._on_event, self._on_failure = on_event, on_failure
-        self._buffer = b""
-        self._sent: list[str] = []
-        sock.setblocking(False)
-        loop.watch(sock.fileno(), self._readable)
-        self.execute("qmp_capabilities")
 
-    def execute(self, command: str, fd: int = -1, **arguments: Any) -> None:
-        """Send a command; its answer matters only when it is an error."""
-        line = json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n"
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd >= 0 else []
-        self._sent.append(command)
-        try:
-            # A few hundred bytes to a peer that reads: they fit, or QEMU has gone.
-            self._sock.sendmsg([line], rights, socket.MSG_NOSIGNAL)
-        except OSError as error:
-            self._fail(f"QEMU takes no commands: {error.strerror}")
+class Birth:
+    """One machine's way to its payload. ``facts`` hold after the agent's HELLO."""
 
-    def _readable(self) -> None:
-        try:
-            data = self._sock.recv(65536)
-        except BlockingIOError:
+    def __init__(self, vm: dict[str, Any], events: Events, *, link: Link, loop: Loop) -> None:
+        self.kind = str(vm.get("birth") or "boot")
+        self.facts: dict[str, Any] = {}
+        self.warnings: list[str] = []
+        self.size: tuple[int, int] | None = None
+        self._vm, self._guest = vm, dict(vm.get("guest") or {})
+        self._events, self._link, self._loop = events, link, loop
+        self._system = self._guest.get("mode") == "system"
+        self._control: InnerControl | None = None
+        self._freezer: Freezer | None = None
+        self._payload: GuestProcess | None = None
+        self._on_held: Callable[[], None] | None = None
+
+    @property
+    def warming(self) -> GuestProcess | None:
+        """A template's own session, to which the guest's frames belong."""
+        return self._freezer.session if self._freezer else None
+
+    def begin(self, inner: socket.socket, state_fd: int, size: tuple[int, int] | None) -> None:
+        """QEMU has been started. Takes ``inner``."""
+        self.size = size
+        if self.kind == "boot":
+            inner.close()
             return
-        except OSError:
-            data = b""
-        if not data:  # QEMU's end says more than its socket's
-            self.close()
+        control = InnerControl(inner, self._loop, self._qemu_says, self._events.failed)
+        self._control = control
+        if self.kind == "template":
+            self._freezer = Freezer(
+                self._guest, link=self._link, loop=self._loop, control=control, state_fd=state_fd
+            )
             return
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        if len(self._buffer) > _LINE_LIMIT_BYTES:
-            self._fail("QEMU sends a line without end")
-            return
-        for line in lines:
-            self._take(line)
+        wake(control, state_fd)
+        # What we send waits until it wakes up.
+        if self.kind == "copy":
+            # Of a machine that runs: whatever its agent was saying ends before the next HELLO.
+            self._link.send(protocol.encode(protocol.HELLO, 0))
+        else:
+            self.facts = self._link.acquainted(dict(self._vm.get("facts") or {}))
+            self._send_config()
 
-    def _take(self, line: bytes) -> None:
+    def _qemu_says(self, event: str, data: dict[str, Any]) -> None:
+        status = data.get("status") if event == "MIGRATION" else None
+        if status == "failed":
+            what = "frozen" if self._freezer else "woken up"
+            self._events.failed(f"QEMU's state could not be {what}")
+        elif status == "completed" and self._freezer:
+            self._freezer = None
+            self._events.frozen()
+        elif status == "completed" and self._control:
+            self._control.execute("cont")  # it was frozen, so it wakes up stopped
+
+    def handle(self, kind: int, body: protocol.Body) -> None:
+        """A frame on the link itself. Raises ProtocolError."""
+        if kind == protocol.HELLO and not self.facts:
+            self.facts = self._link.greeted(body)
+            if self._freezer:
+                self._freezer.prepare()
+            elif self.kind == "copy":
+                self._renew()
+            else:
+                self._send_config()
+        elif kind == protocol.PREPARED and self._freezer:
+            self._freezer.warm_up()
+        elif kind == protocol.RENEWED and self.kind == "copy" and self._payload:
+            self._take_warnings(body)
+            self._events.running(self._payload)
+        elif kind == protocol.CONFIGURED:
+            self._take_warnings(body)
+        elif kind == protocol.ERROR:
+            self._events.failed(error_of_guest(body).message)
+        elif kind == protocol.PONG:
+            held, self._on_held = self._on_held, None
+            if held is not None:
+                held()
+        else:
+            raise protocol.ProtocolError(f"frame of type {kind} on the link")
+
+    def hold(self, held: Callable[[], None]) -> None:
+        """``held`` is called once the agent has taken in all we said; then nothing is said."""
+        self._on_held = held
+        self._link.hold(protocol.encode(protocol.PING, 0))
+
+    def let_go(self) -> None:
+        self._on_held = None
+        self._link.let_go()
+
+    def _take_warnings(self, body: protocol.Body) -> None:
+        words = protocol.decode_json(body).get("warnings")
+        self.warnings = [printable(str(word))[:500] for word in words] if words else []
+
+    def _configuration(self) -> dict[str, Any]:
+        config = {name: item for name, item in self._guest.items() if name != "process"}
+        # Taken now, not from the plan: booting took seconds, and a fork must not repeat either.
+        return config | {"time": time.time(), "entropy": os.urandom(32).hex()}
+
+    def _renew(self) -> None:
+        """A copy of a running machine becomes itself; its payload has been running all along."""
+        self._payload = self._events.new_payload()
+        self._payload.adopt()
+        self._events.born(self._payload)
+        config = self._configuration() | {"machine_id": os.urandom(16).hex()}
+        self._link.send(protocol.encode_json(protocol.RENEW, 0, config))
+
+    def _send_config(self) -> None:
+        """Everything in one go: configuration and payload; the guest works it off in order."""
+        request: dict[str, Any] = {
+            "kind": "init" if self._system else "payload",
+            "process": dict(self._guest.get("process") or {}),
+        }
+        rows, cols = self.size or (self._guest.get("rows"), self._guest.get("cols"))
+        request |= {"rows": rows, "cols": cols}
+        request_frame = open_frame(protocol.PAYLOAD_SESSION, request)
         try:
-            message = json.loads(line)
-            if not isinstance(message, dict):
-                raise ValueError("not an object")
-            if "event" in message:
-                self._on_event(str(message["event"]), dict(message.get("data") or {}))
-            elif "error" in message:
-                command = self._sent[0] if self._sent else "a command"
-                self._fail(f"QEMU refused {command}: {str(message['error'].get('desc'))[:500]}")
-            elif "return" in message and self._sent:
-                self._sent.pop(0)
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            self._fail(f"QEMU speaks nonsense: {error}")
-
-    def _fail(self, sentence: str) -> None:
-        if self._sock.fileno() >= 0:
-            self.close()
-            self._on_failure(sentence)
-
-    def close(self) -> None:
-        if self._sock.fileno() >= 0:
-            self._loop.unwatch(self._sock.fileno())
-            self._sock.close()
-
-
-def freeze(control: InnerControl, state_fd: int) -> None:
-    """Stop the guest and write its devices' state; a MIGRATION event says how that ended."""
-    control.execute("stop")
-    control.execute("migrate-set-capabilities", capabilities=_CAPABILITIES)
-    control.execute("getfd", state_fd, fdname="state")
-    control.execute("migrate", uri="fd:state")
-
-
-def wake(control: InnerControl, state_fd: int) -> None:
-    """Read the devices' state; a MIGRATION event says when, and then it wants a ``cont``."""
-    control.execute("migrate-set-capabilities", capabilities=_CAPABILITIES)
-    control.execute("getfd", state_fd, fdname="state")
-    control.execute("migrate-incoming", uri="fd:state")
+            config_frame = protocol.encode_json(protocol.CONFIG, 0, self._configuration())
+        except ValueError as error:
+            raise InvalidInput(f"the guest's files are too large: {error}") from error
+        self._payload = self._events.new_payload()
+        self._link.send(config_frame)
+        self._payload.open(request_frame)
+        self._events.born(self._payload)
 
 
 class Freezer(Watcher):

@@ -1,0 +1,110 @@
+"""QMP as the monitor speaks it with its own QEMU, over a socket beside the daemon's.
+
+QEMU's answers are parsed with the same distrust as the guest's: who breaks out of the guest is in
+QEMU, and not yet here. Sends few commands, waits for none.
+"""
+
+import array
+import json
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from twofold.hypervisor.monitor_loop import Loop
+
+_LINE_LIMIT_BYTES = 1 << 16
+# Memory that is a file goes on as it is: only the devices' state is written and read.
+_CAPABILITIES = [
+    {"capability": "x-ignore-shared", "state": True},
+    {"capability": "events", "state": True},
+]
+
+
+class InnerControl:
+    """QMP as the monitor speaks it: commands sent ahead, answers counted, events told.
+
+    ``on_event`` gets (name, data). ``on_failure`` gets a sentence, once; nothing follows it.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        loop: Loop,
+        on_event: Callable[[str, dict[str, Any]], None],
+        on_failure: Callable[[str], None],
+    ) -> None:
+        self._sock, self._loop = sock, loop
+        self._on_event, self._on_failure = on_event, on_failure
+        self._buffer = b""
+        self._sent: list[str] = []
+        sock.setblocking(False)
+        loop.watch(sock.fileno(), self._readable)
+        self.execute("qmp_capabilities")
+
+    def execute(self, command: str, fd: int = -1, **arguments: Any) -> None:
+        """Send a command; its answer matters only when it is an error."""
+        line = json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n"
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd >= 0 else []
+        self._sent.append(command)
+        try:
+            # A few hundred bytes to a peer that reads: they fit, or QEMU has gone.
+            self._sock.sendmsg([line], rights, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            self._fail(f"QEMU takes no commands: {error.strerror}")
+
+    def _readable(self) -> None:
+        try:
+            data = self._sock.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:  # QEMU's end says more than its socket's
+            self.close()
+            return
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        if len(self._buffer) > _LINE_LIMIT_BYTES:
+            self._fail("QEMU sends a line without end")
+            return
+        for line in lines:
+            self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            message = json.loads(line)
+            if not isinstance(message, dict):
+                raise ValueError("not an object")
+            if "event" in message:
+                self._on_event(str(message["event"]), dict(message.get("data") or {}))
+            elif "error" in message:
+                command = self._sent[0] if self._sent else "a command"
+                self._fail(f"QEMU refused {command}: {str(message['error'].get('desc'))[:500]}")
+            elif "return" in message and self._sent:
+                self._sent.pop(0)
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            self._fail(f"QEMU speaks nonsense: {error}")
+
+    def _fail(self, sentence: str) -> None:
+        if self._sock.fileno() >= 0:
+            self.close()
+            self._on_failure(sentence)
+
+    def close(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._loop.unwatch(self._sock.fileno())
+            self._sock.close()
+
+
+def freeze(control: InnerControl, state_fd: int) -> None:
+    """Stop the guest and write its devices' state; a MIGRATION event says how that ended."""
+    control.execute("stop")
+    control.execute("migrate-set-capabilities", capabilities=_CAPABILITIES)
+    control.execute("getfd", state_fd, fdname="state")
+    control.execute("migrate", uri="fd:state")
+
+
+def wake(control: InnerControl, state_fd: int) -> None:
+    """Read the devices' state; a MIGRATION event says when, and then it wants a ``cont``."""
+    control.execute("migrate-set-capabilities", capabilities=_CAPABILITIES)
+    control.execute("getfd", state_fd, fdname="state")
+    control.execute("migrate-incoming", uri="fd:state")
