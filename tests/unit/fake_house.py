@@ -213,6 +213,10 @@ class FakeNetworks:
     def is_current(self, network: plan.Network) -> bool:
         return True
 
+    async def admit(self, instance_id: str, network: plan.Network) -> None:
+        self._failing.check("admit")
+        self.plugged.add(instance_id)
+
     async def plug(self, instance_id: str, kind: str, pid: int, network: plan.Network) -> None:
         self._failing.check("plug")
         self.plugged.add(instance_id)

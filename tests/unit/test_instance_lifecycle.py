@@ -40,7 +40,10 @@ async def test_run_stop_remove(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "step",
-    ["allocate", "insert", "provision", "root", "resolver", "create", "plug", "publish", "start"],
+    [
+        *("allocate", "insert", "provision", "root", "resolver", "create", "admit", "plug"),
+        *("publish", "start"),
+    ],
 )
 async def test_a_failing_step_leaves_nothing_of_a_run(tmp_path: Path, step: str) -> None:
     async with FakeHouse(tmp_path) as house:

@@ -108,16 +108,11 @@ class Lifecycle:
         async with operation.step(title) as step:
             kind = "vm" if record.is_vm else "container"
             undo.push_async_callback(self.discard_sandbox, record)
-            try:
-                created = await self._keeper.call(
-                    "create", planned.fds, plan=planned.plan.to_dict()
-                )
-            finally:
-                for fd in planned.fds:
-                    os.close(fd)
-            record.change(pid=created["pid"])
             if place.network:
                 undo.push_async_callback(self._networks.unplug, record.id)
+            created = await self._create(record, planned)
+            record.change(pid=created["pid"])
+            if place.network:
                 await self._networks.plug(record.id, kind, created["pid"], place.network)
                 if record.spec.ports:
                     await self._networks.publish(
@@ -128,6 +123,25 @@ class Lifecycle:
             reply = await self._keeper.call("start", id=record.id)
         reply["warnings"] = [*created.get("warnings", ()), *reply.get("warnings", ())]
         return reply, planned
+
+    async def _create(self, record: Record, planned: Planned) -> dict[str, Any]:
+        """The sandbox, and beside its making the firewall's leave for its address."""
+        network = planned.plan.network
+        making = self._keeper.call("create", planned.fds, plan=planned.plan.to_dict())
+        try:
+            if network is None:
+                return await making
+            created, admitted = await asyncio.gather(
+                making, self._networks.admit(record.id, network), return_exceptions=True
+            )
+        finally:
+            for fd in planned.fds:
+                os.close(fd)
+        for failure in (created, admitted):
+            if isinstance(failure, BaseException):
+                raise failure
+        assert isinstance(created, dict)
+        return created
 
     async def _renew_address(self, record: Record) -> None:
         """The host's networks may have changed since the address was given out."""
@@ -179,11 +193,8 @@ class Lifecycle:
         """With the lock held and ``exit_event`` there."""
         event = record.exit_event or {}
         lived_s = restart_policy.seconds_between(record.started_at, event.get("at"))
-        try:
-            await self._networks.unplug(record.id)
-        except TwofoldError as error:
-            # It ended all the same; the next restore of the network removes what is left.
-            log.warning("%s could not be unplugged: %s", record.name, error.message)
+        # Beside what follows: both wait for the kernel's grace periods, 10 to 30 ms each.
+        unplugged = asyncio.ensure_future(self._unplug(record))
         remove = record.spec.auto_remove or record.intent == "removed"
         saved = self._records.save(
             record,
@@ -203,10 +214,19 @@ class Lifecycle:
             # daemon comes back to it.
             log.error("the end of %s could not be recorded: %s", record.name, error.message)
             record.unreleased = True
+        finally:
+            await unplugged
         if remove:
             await self.erase(record)
         else:
             self._plan_restart(record, lived_s)
+
+    async def _unplug(self, record: Record) -> None:
+        try:
+            await self._networks.unplug(record.id)
+        except TwofoldError as error:
+            # It ended all the same; the next restore of the network removes what is left.
+            log.warning("%s could not be unplugged: %s", record.name, error.message)
 
     async def _release(self, record: Record) -> None:
         """Let the keeper forget a sandbox that has ended."""

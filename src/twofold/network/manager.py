@@ -97,6 +97,12 @@ class NetworkManager:
         """Whether an address allocated earlier belongs to the subnet in use now."""
         return self._subnet is None or IPv4Address(network.address) in self._subnet
 
+    async def admit(self, instance_id: str, network: Network) -> None:
+        """Let the instance's address through the firewall, ahead of ``plug`` (which does it too)
+        and beside whatever else a start has to wait for. ``unplug`` takes it back."""
+        await self.setup()
+        await self._in_thread(self._admit, instance_id, network)
+
     async def plug(self, instance_id: str, kind: str, pid: int, network: Network) -> None:
         """Connect a created sandbox: ``container`` gets a veth pair whose far end appears in the
         network namespace of ``pid``; for ``vm`` the tap ``network.host_link`` must exist."""
@@ -215,14 +221,20 @@ class NetworkManager:
             self._replace_tables()
             nftables.run(commands)
 
-    def _plug(self, instance_id: str, kind: str, pid: int, network: Network) -> None:
+    def _admit(self, instance_id: str, network: Network) -> None:
         plug = Plug(host_link=network.host_link, mac=network.mac, address=network.address)
         docker.admit(self._bridge.name)
+        # Addresses are handed on: what was tracked for the last owner must not reach this one.
+        _forget(network.address)
+        self._transaction(firewall.add_plug(self._table, plug))
+        self._entries[instance_id] = _Entry(plug=plug)
+
+    def _plug(self, instance_id: str, kind: str, pid: int, network: Network) -> None:
+        entry = self._entries.get(instance_id)
+        if entry is None or entry.plug.address != network.address:
+            self._admit(instance_id, network)
         with contextlib.ExitStack() as undo:
-            # Addresses are handed on: what was tracked for the last owner must not reach this one.
-            _forget(network.address)
-            self._transaction(firewall.add_plug(self._table, plug))
-            undo.callback(self._quietly, firewall.remove_plug(self._table, plug))
+            undo.callback(self._forsake, instance_id)
             try:
                 self._attach(kind, pid, network)
             except OSError as error:
@@ -233,7 +245,11 @@ class NetworkManager:
                 self._setup()
                 self._attach(kind, pid, network)
             undo.pop_all()
-        self._entries[instance_id] = _Entry(plug=plug)
+
+    def _forsake(self, instance_id: str) -> None:
+        entry = self._entries.pop(instance_id, None)
+        if entry is not None:
+            self._quietly(firewall.remove_plug(self._table, entry.plug))
 
     def _attach(self, kind: str, pid: int, network: Network) -> None:
         if kind == "container":
