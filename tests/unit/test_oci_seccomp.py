@@ -10,6 +10,7 @@ from twofold.oci import seccomp
 from twofold.oci.document import Node
 from twofold.runtime import seccomp_rules as rules
 
+WAIT_KILLABLE = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"
 DENY: dict[str, Any] = {"defaultAction": "SCMP_ACT_ERRNO"}
 
 
@@ -25,7 +26,7 @@ def test_a_profile_with_everything() -> None:
     profile = parse(
         defaultErrnoRet=38,
         architectures=["SCMP_ARCH_X86_64", "SCMP_ARCH_X32"],
-        flags=["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"],
+        flags=["SECCOMP_FILTER_FLAG_LOG", WAIT_KILLABLE],
         listenerPath="/run/agent.sock",
         listenerMetadata="m",
         syscalls=[
@@ -79,6 +80,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"defaultErrnoRet": 4096}, "linux.seccomp.defaultErrnoRet is 4096"),
     ({"architectures": ["SCMP_ARCH_VAX"]}, "linux.seccomp.architectures[0]"),
     ({"flags": ["SECCOMP_FILTER_FLAG_NEW_LISTENER"]}, "linux.seccomp.flags[0]"),
+    ({"flags": [WAIT_KILLABLE]}, "no rule says SCMP_ACT_NOTIFY"),
     ({"syscalls": [rule(names=[])]}, "linux.seccomp.syscalls[0].names is []"),
     ({"syscalls": [{"action": "SCMP_ACT_ALLOW"}]}, "linux.seccomp.syscalls[0].names is missing"),
     ({"syscalls": [{"names": ["read"]}]}, "linux.seccomp.syscalls[0].action is missing"),

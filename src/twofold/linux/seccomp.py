@@ -13,6 +13,7 @@ FLAGS = {
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": 1 << 5,
 }
 NEW_LISTENER = 1 << 3
+WAIT_KILLABLE_RECV = 1 << 5  # the kernel takes it with NEW_LISTENER only
 TSYNC = 1 << 0
 TSYNC_ESRCH = 1 << 4
 
@@ -41,7 +42,7 @@ def supported_flags() -> list[str]:
 
 def _takes(flag: int) -> bool:
     # The flags are looked at before the program: a null program says EFAULT for flags it knows.
-    if flag == FLAGS["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]:
+    if flag == WAIT_KILLABLE_RECV:
         flag |= NEW_LISTENER
     try:
         syscall("seccomp", _SET_MODE_FILTER, flag, None)

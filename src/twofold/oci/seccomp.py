@@ -64,6 +64,11 @@ def parse(node: Node) -> Seccomp:
     )
     if profile.notifies and not profile.listener_path:
         node.need("listenerPath")
+    if profile.flags & kernel.WAIT_KILLABLE_RECV and not profile.notifies:
+        node.need("flags").refuse(
+            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV is for calls that wait for an agent; no rule "
+            "says SCMP_ACT_NOTIFY"
+        )
     if metadata is not None and path is None:
         metadata.refuse("metadata without listenerPath reaches nobody")
     if path is not None and len(path.string().encode()) > _SOCKET_PATH_LIMIT_BYTES:

@@ -49,7 +49,11 @@ def run(values: Values, rest: list[str], session: Session) -> int:
     with lookup.find(session.root, rest[0]) as found:
         _check_status(found, ignore_paused=values.flag("ignore-paused"))
         bundle = document.parse(found.container.read_file("config.json"), "config.json")
-        plan = process_parser.parse(_process(values, rest[1:], bundle))
+        linux = bundle.get("linux")
+        plan = process_parser.parse(
+            _process(values, rest[1:], bundle),
+            personality=linux.get("personality") if linux is not None else None,
+        )
         console_socket = values.text("console-socket")
         console.check(terminal=plan.terminal, console_socket=console_socket, detached=detached)
         if not detached:
