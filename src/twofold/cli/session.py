@@ -104,7 +104,7 @@ class Session:
         made is gone; a second one does not wait.
         """
         self.client.connect()
-        self._door = Door(self.client.paths.door_socket)
+        self._door = self._open_door()
         rows, cols = terminal.size()
         if self.direct:
             self._park_direct(rows, cols)
@@ -119,6 +119,16 @@ class Session:
                 raise
         if self._interrupted:  # it was too late to cancel: the payload runs and gets the signal
             self._door.signal(signal.Signals(self._interrupted).name)
+
+    def _open_door(self) -> Door:
+        path = self.client.paths.door_socket
+        try:
+            return Door(path)
+        except Unavailable:
+            # A daemon whose socket systemd holds starts with the first request, and the keeper
+            # with it: this one waits for both.
+            self.client.call("GET", url("version"))
+            return Door(path)
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Of the events of the request, the one that says what could be cancelled."""
