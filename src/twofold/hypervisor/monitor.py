@@ -457,7 +457,8 @@ class Monitor(Watcher):
                 else:
                     session.resize(rows, cols)
             elif op == "signal" and session is not None:
-                session.signal(signal_number(request["signal"]))
+                group = bool(request.get("group"))
+                session.signal(signal_number(request["signal"]), group=group)
             elif op == "signal":
                 self._forward(signal_number(request["signal"]))
             elif op == "shutdown" and self._ready:

@@ -5,7 +5,7 @@
     {"op": "errand", "what", "words"} + 1 descriptor for its answer (guest/errand.py)
         answers: {"event": "started"}, then {"event": "exit", "exit_code"}
         or, with or without the first, {"event": "error", "error"}
-    {"op": "signal", "signal"}, {"op": "resize", "rows", "cols"}
+    {"op": "signal", "signal", "group"}, {"op": "resize", "rows", "cols"}
         of this connection's session, or of the payload when it has none
     {"op": "shutdown"}      ask the guest to power off
     {"op": "hold"}          answers {"event": "held"} once nothing is half-said on the agent's port;

@@ -173,8 +173,9 @@ class GuestProcess:
     def drained(self) -> bool:
         return all(outlet.finished for outlet in self._outlets.values())
 
-    def signal(self, number: int) -> None:
-        body = {"signal": number}
+    def signal(self, number: int, *, group: bool = False) -> None:
+        """``group``: also what it has started and not put into a session of its own."""
+        body = {"signal": number, "group": group}
         self._link.send(protocol.encode_json(protocol.SIGNAL, self._control, body))
 
     def resize(self, rows: int, cols: int) -> None:
