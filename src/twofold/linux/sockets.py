@@ -6,8 +6,8 @@ leaves nothing half-read. Sockets made here are close-on-exec.
 
 from __future__ import annotations
 
-import array
 import os
+import struct  # not array, which loads collections
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def send_bytes(sock: socket.socket, data: bytes, fds: tuple[int, ...] = ()) -> N
     """Send one packet with descriptors."""
     ancillary = []
     if fds:
-        ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)))
+        packed = struct.pack(f"{len(fds)}i", *fds)
+        ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, packed))
     sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
 
 
@@ -106,14 +107,14 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
 
 def receive_bytes(sock: socket.socket) -> tuple[bytes, list[int], int]:
     """One packet, its descriptors (close-on-exec) and recvmsg's flags; empty at end of stream."""
-    size = array.array("i").itemsize
+    size = struct.calcsize("i")
     data, ancillary, flags, _ = sock.recvmsg(
         MESSAGE_LIMIT_BYTES, socket.CMSG_SPACE(_DESCRIPTOR_LIMIT * size), socket.MSG_CMSG_CLOEXEC
     )
     fds: list[int] = []
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            numbers = array.array("i")
-            numbers.frombytes(payload[: len(payload) - len(payload) % size])
-            fds.extend(numbers)
+            fds.extend(
+                struct.unpack(f"{len(payload) // size}i", payload[: len(payload) // size * size])
+            )
     return data, fds, flags

@@ -130,8 +130,7 @@ def _create(
     group = _group(session, hierarchies, plan, request.id)
     group.claim()
     record = _record(request, plan, group)
-    made.container.write_file("config.json", data)
-    made.container.save(record)
+    made.container.begin(record, data)
     fault.point("create-record")
     made.group = group
     group.create()
@@ -145,12 +144,10 @@ def _create(
         if sock is not None:
             sock.close()
     fault.point("create-cloned")
-    record = replace(record, pid=made.pid, start_time=process.stat_of(made.pid)[1])
-    made.container.save(record)
+    record = made.container.note_process(record, made.pid)
     fault.point("create-recorded")
     terminal = _watch_it_grow(request, session, plan, made, ours, record, joined=making.joined)
-    record = replace(record, status="created")
-    made.container.save(record)
+    record = made.container.note(record, "created")
     fault.point("create-created")
     if request.pid_file:
         write_pid_file(request.pid_file, made.pid)
@@ -287,23 +284,32 @@ def _watch_it_grow(
     channel.expect(sync, "mounted", warn=session.warn)
     fault.point("create-mounted")
     _run_runtime_hooks(plan, sync, record)
-    assert made.group is not None
+    # While it pivots, unless it has hooks to run: those are not the container's to pay for.
+    early = "createContainer" not in plan.hooks
+    if early:
+        _limit(plan, made, session)
     terminal = -1
     if request.foreground and plan.process.terminal:
         terminal = channel.expect(sync, "terminal", warn=session.warn)[0]
         made.descriptors.append(terminal)
     channel.expect(sync, "created", warn=session.warn)
     fault.point("create-built")
-    # A group that was there before us keeps its limits, unless the document has some of its own.
-    if plan.has_resources or made.group.made:
-        for warning in made.group.apply(plan.resources):
-            session.warn(warning)
-    fault.point("create-limits")
+    if not early:
+        _limit(plan, made, session)
     if request.waits:
         channel.send(sync, {"step": "wait"})
     if terminal >= 0:
         made.descriptors.remove(terminal)
     return terminal
+
+
+def _limit(plan: ContainerPlan, made: _Making, session: Session) -> None:
+    """A group that was there before us keeps its limits, unless the document has some."""
+    assert made.group is not None
+    if plan.has_resources or made.group.made:
+        for warning in made.group.apply(plan.resources):
+            session.warn(warning)
+    fault.point("create-limits")
 
 
 def _run_runtime_hooks(plan: ContainerPlan, sync: socket.socket, record: states.Record) -> None:

@@ -36,25 +36,20 @@ def remove_group(group: cgroups.Group) -> None:
 def delete(container: states.Container, session: Session, *, force: bool) -> None:
     """Remove a container that has ended; with ``force`` whatever state it is in. The caller
     holds the container's lock."""
-    if force:
-        record = container.load_if_readable() or container.load_if_readable("origin")
-    else:
-        record = container.load()
-    if record is not None:
-        observed = states.observe(record)
-        try:
-            _end(observed, container, force=force)
-        finally:
-            observed.close()
+    record = container.load_remains() if force else container.load()
+    observed = states.observe(container, record)
+    try:
+        _end(observed, container, force=force)
+    finally:
+        observed.close()
     fault.point("delete-killed")
-    if record is not None and record.cgroup:
+    if record.cgroup:
         remove_group(group_of(record))
     fault.point("delete-cgroup")
     hooks = _poststop_hooks(container, session)
     container.remove()
     fault.point("delete-record")
-    if record is not None:
-        run_poststop(hooks, record, session)
+    run_poststop(hooks, record, session)
 
 
 def run_poststop(hooks: tuple[Hook, ...], record: states.Record, session: Session) -> None:
@@ -84,7 +79,8 @@ def _end(observed: states.Observed, container: states.Container, *, force: bool)
                 hint=f"stop it with twofold-oci kill {container.id} KILL, or use --force",
             )
     record = observed.record
-    if record.cgroup and (observed.pidfd >= 0 or force or not record.own_pid_namespace):
+    # With the first process of a pid namespace all others have gone.
+    if record.cgroup and (observed.pidfd >= 0 or not record.own_pid_namespace):
         group_of(record).kill()
     if observed.pidfd >= 0:
         try:

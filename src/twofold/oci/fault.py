@@ -14,8 +14,8 @@ STEPS = (
     "create-recorded",  # its pid is in the record
     "create-maps",  # its ids are mapped, it builds its root
     "create-mounted",  # its mounts are made, createRuntime hooks are next
-    "create-built",  # it waits in its root
     "create-limits",  # limits are set
+    "create-built",  # it waits in its root
     "create-created",  # the record says created, the pid file is not written
     "start-asked",  # the first process was told to go on
     "start-going",  # the program runs, the record still says created

@@ -16,9 +16,7 @@ class Found:
 
     def __init__(self, container: states.Container, record: states.Record) -> None:
         self.container, self.record = container, record
-        self.observed = states.observe(record)
-        if self.observed.status == "created" and not container.is_waited_in():
-            self.observed.status = "running"  # whoever started it was killed before saying so
+        self.observed = states.observe(container, record)
         if self.observed.status in ("created", "running") and self.frozen():
             self.observed.status = "paused"
 

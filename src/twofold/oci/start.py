@@ -7,7 +7,6 @@ import os
 from twofold.errors import TwofoldError, from_dict
 from twofold.oci import channel, destroy, fault
 from twofold.oci import state as states
-from twofold.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,8 +50,7 @@ def _go(
     fault.point("start-asked")
     see_exec(sync, pidfd, session, seccomp=seccomp, record=record)
     fault.point("start-going")
-    record = replace(record, status="running")
-    container.save(record)
+    record = container.note(record, "running")
     try:
         os.unlink("start", dir_fd=container.fd)
     except FileNotFoundError:

@@ -1,15 +1,17 @@
 """What is kept of a container between two calls: one directory below ``--root``.
 
     ROOT/ID/              0711, locked (flock) by whoever changes the container
-        state.json        the record below; replaced atomically
-        origin            the same as it was when the first process was made: what delete --force
-                          goes by when the record is damaged
+        progress          how far it has come, line by line: its control groups before they are
+                          made, its first process, created, running
+        state.json        the rest of the record, written once
         config.json       the bundle's document as it was at create
-        start             socket on which a created container waits for start
+        start             socket on which a created container waits for its start
 
-The record is written before anything of the container exists, so that whatever a killed runtime
-left behind can be found and removed. A directory that holds no readable record is a container
-whose creation was cut short: it is listed as ``stopped`` and ``delete --force`` removes it.
+Nothing is ever written over: a line is added or it is not, and replacing a file would cost 2 ms
+where /run is on a disk. The groups are in the progress before they exist, so whatever a killed
+runtime left behind can be found and removed. A directory that holds no readable record is a
+container whose creation was cut short: it is listed as ``stopped``, and ``delete --force`` goes
+by the progress alone.
 """
 
 from __future__ import annotations
@@ -38,21 +40,25 @@ _RECORD_LIMIT_BYTES = 4 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """``state.json``. ``pid`` is 0 until the first process exists; ``start_time`` is that
-    process's in clock ticks since boot: a pid that was given to another has another one."""
+    """A container. ``pid`` is 0 until the first process exists; ``start_time`` is that process's
+    in clock ticks since boot: a pid that was given to another has another one."""
 
     id: str
     bundle: str
     created_at: str
-    pid: int = 0
-    start_time: int = 0
-    status: str = "creating"  # creating → created → running; stopped is seen, not written
     rootfs: str = ""
-    cgroup: dict[str, Any] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
     own_pid_namespace: bool = True
     own_mount_namespace: bool = True
     uid: int = 0
+    # From the progress
+    cgroup: dict[str, Any] = field(default_factory=dict)
+    pid: int = 0
+    start_time: int = 0
+    status: str = "creating"  # creating → created → running; stopped is seen, not written
+
+
+_PROGRESS = ("cgroup", "pid", "start_time", "status")
 
 
 def check_id(text: str) -> str:
@@ -180,41 +186,70 @@ class Container:
         finally:
             os.close(fd)
 
-    def write_file(self, name: str, data: bytes) -> None:
-        """Replace the file: whoever reads sees the old one or the new one."""
-        temporary = f".{name}.new"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(temporary, flags, 0o600, dir_fd=self.fd)
+    def write_file(self, name: str, data: bytes, *, append: bool = False) -> None:
+        flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags |= os.O_APPEND if append else os.O_CREAT | os.O_EXCL
+        fd = os.open(name, flags, 0o600, dir_fd=self.fd)
         try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(fd, rest) :]
+            if os.write(fd, data) != len(data):
+                raise OSError(errno.ENOSPC, f"{self.path}/{name}: {os.strerror(errno.ENOSPC)}")
         finally:
             os.close(fd)
-        os.replace(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
-    def save(self, record: Record) -> None:
-        data = jsontext.dumps(record.__dict__)
-        if record.status == "creating":
-            self.write_file("origin", data)
-        self.write_file("state.json", data)
+    def begin(self, record: Record, document: bytes) -> None:
+        """Write the record of what is about to be made."""
+        self.write_file("progress", b"group " + jsontext.dumps(record.cgroup) + b"\n")
+        given = {key: value for key, value in record.__dict__.items() if key not in _PROGRESS}
+        self.write_file("state.json", jsontext.dumps(given))
+        self.write_file("config.json", document)
+
+    def note_process(self, record: Record, pid: int) -> Record:
+        """Write down the first process."""
+        started = process.stat_of(pid)[1]
+        self.write_file("progress", b"process %d %d\n" % (pid, started), append=True)
+        return replace(record, pid=pid, start_time=started)
+
+    def note(self, record: Record, status: str) -> Record:
+        """Write down that it is ``created`` or ``running``."""
+        self.write_file("progress", f"{status}\n".encode(), append=True)
+        return replace(record, status=status)
 
     def load(self) -> Record:
         """The record. Raises IllegalState when it cannot be read."""
-        record = self.load_if_readable()
-        if record is None:
+        try:
+            data = jsontext.loads(self.read_file("state.json"))
+            return replace(_checked(data, self.id), **self._progress())
+        except (OSError, ValueError, RecursionError) as error:
             raise IllegalState(
                 f"container {self.id!r} was never completed, or its state is damaged",
                 hint=f"remove what is left: twofold-oci delete --force {self.id}",
-            )
-        return record
+            ) from error
 
-    def load_if_readable(self, name: str = "state.json") -> Record | None:
+    def load_remains(self) -> Record:
+        """What is left of a record, enough to find and remove what was made."""
         try:
-            data = jsontext.loads(self.read_file(name))
-            return _checked(data, self.id)
-        except (OSError, ValueError, RecursionError):
-            return None
+            return self.load()
+        except IllegalState:
+            blank = Record(id=self.id, bundle="", created_at="")
+            try:
+                return replace(blank, **self._progress())
+            except (OSError, ValueError):
+                return blank
+
+    def _progress(self) -> dict[str, Any]:
+        """The progress as fields of the record; a line that was cut short does not count."""
+        found: dict[str, Any] = {}
+        for line in self.read_file("progress").split(b"\n")[:-1]:
+            word, _, rest = line.partition(b" ")
+            if word == b"group":
+                group = jsontext.loads(rest)
+                found["cgroup"] = group if isinstance(group, dict) else {}
+            elif word == b"process":
+                pid, _, started = rest.partition(b" ")
+                found["pid"], found["start_time"] = int(pid), int(started)
+            elif word in (b"created", b"running"):
+                found["status"] = word.decode()
+        return found
 
     def remove(self) -> None:
         """Remove the directory and all in it; nothing in it is a directory of ours."""
@@ -300,15 +335,15 @@ class Observed:
         return state
 
 
-def observe(record: Record, *, frozen: bool = False) -> Observed:
+def observe(container: Container, record: Record) -> Observed:
     """Look whether the process of the record still lives. The caller closes the result."""
     pidfd = open_process(record.pid, record.start_time)
     if pidfd < 0:
         status = "stopped" if record.pid or record.status != "creating" else "creating"
         return Observed(record, status, -1)
     status = record.status
-    if status == "running" and frozen:
-        status = "paused"
+    if status == "created" and not container.is_waited_in():
+        status = "running"  # whoever started it was killed before saying so
     return Observed(record, status, pidfd)
 
 

@@ -62,7 +62,6 @@ def _delete(session: Session, ours: states.Record) -> None:
     except NotFound:
         return
     with container:
-        record = container.load_if_readable()
-        if record is not None and record.pid != ours.pid:
+        if container.load_remains().pid != ours.pid:
             return
         destroy.delete(container, session, force=True)

@@ -24,7 +24,7 @@ def run(values: Values, rest: list[str], session: Session) -> int:
     container_id = arguments.one_id(rest, command="twofold-oci start")
     with states.Container.find(session.root, container_id, lock=True) as container:
         record = container.load()
-        observed = states.observe(record)
+        observed = states.observe(container, record)
         try:
             if observed.status != "created":
                 raise _not_created(container_id, observed.status)
