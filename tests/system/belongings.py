@@ -130,7 +130,7 @@ def processes(paths: Paths) -> list[int]:
 
 
 def servants(paths: Paths) -> dict[int, str]:
-    """The daemon and the keeper of this root, which may stay between two snapshots."""
+    """Daemon, keeper and holder of this root, which may stay between two snapshots."""
     found = {}
     for pid in processes(paths):
         role = _role(pid, paths)
@@ -189,14 +189,15 @@ def _ours(pid: str, paths: Paths) -> bool:
 
 
 def _role(pid: int, paths: Paths) -> str:
-    """``daemon`` or ``keeper`` of this root, or neither: by its command line."""
+    """``daemon``, ``keeper`` or ``holder`` of this root, or none of them: by its command line."""
     arguments = _read(f"/proc/{pid}/cmdline").split("\0")
     if paths.root not in arguments and paths.run not in arguments:
         environment = _read(f"/proc/{pid}/environ").split("\0")
         if f"TWOFOLD_ROOT={paths.root}" not in environment:
             return ""
-    if any(word.endswith(".keeper") and word.startswith("twofold.") for word in arguments):
-        return "keeper"
+    for role in ("keeper", "holder"):
+        if any(word.endswith(f".{role}") and word.startswith("twofold.") for word in arguments):
+            return role
     return "daemon" if "twofold.daemon" in arguments or "serve" in arguments else ""
 
 

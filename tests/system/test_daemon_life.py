@@ -12,59 +12,19 @@ import sqlite3
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cleanup
 import pytest
+from lone import Lone, wait_for
 
 from twofold.client.sdk import AsyncTwofold, Twofold
 from twofold.errors import CommandNotFound, Conflict, IllegalState, NotFound, TwofoldError
 from twofold.model.paths import Paths
 
 pytestmark = pytest.mark.shared
-
-
-class Lone:
-    """A Twofold of its own with its daemon as our child."""
-
-    def __init__(self, root: Path, clone: Path) -> None:
-        self.root, self.clone = root, clone
-        self.paths = Paths(str(root))
-        self.log = root.parent / "daemon.log"
-        self.daemon: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> "Twofold":
-        read, write = os.pipe()
-        with self.log.open("ab") as log:
-            self.daemon = subprocess.Popen(
-                [
-                    *(self.clone / ".venv/bin/python", "-m", "twofold.daemon"),
-                    *("--root", self.root, "--ready-fd", str(write)),
-                ],
-                pass_fds=(write,),
-                stdout=log,
-                stderr=log,
-            )
-        os.close(write)
-        said = os.read(read, 65536)
-        os.close(read)
-        if said != b"ready\n":
-            self.daemon.wait()
-            raise AssertionError(said.decode() + self.log.read_text())
-        return Twofold(str(self.root), launch=False)
-
-    def kill(self, number: int = signal.SIGKILL) -> int:
-        assert self.daemon is not None
-        self.daemon.send_signal(number)
-        return self.daemon.wait(timeout=20)
-
-    def keeper_pid(self) -> int:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-            sock.connect(self.paths.keeper_socket)
-            sock.send(json.dumps({"seq": 1, "op": "hello"}).encode())
-            return int(json.loads(sock.recv(1 << 20))["pid"])
 
 
 @pytest.fixture
@@ -88,13 +48,6 @@ def twofold(lone: Lone, tarball: str) -> Iterator[Twofold]:
     client.import_image(tarball, "busybox")
     yield client
     client.close()
-
-
-def wait_for(is_true: Callable[[], bool], timeout_s: float = 15) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not is_true():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -258,18 +211,6 @@ def test_an_idle_daemon_sleeps(lone: Lone, twofold: Twofold) -> None:
     assert wakes_after - wakes <= 2
     assert ticks_after - ticks <= 1
     twofold.instance("lives").remove(force=True)
-
-
-def test_a_killed_keeper_is_noticed_and_nothing_of_it_stays(lone: Lone, twofold: Twofold) -> None:
-    box = twofold.run_detached("busybox", ["sleep", "1000"], name="orphan")
-    again = twofold.run_detached("busybox", ["sleep", "1000"], name="again", restart="always")
-    os.kill(lone.keeper_pid(), signal.SIGKILL)
-    wait_for(lambda: box.refresh().state == "stopped")
-    assert box.data.error == "its keeper ended unexpectedly"
-    assert not Path(f"/proc/{box.data.pid}").exists()
-    wait_for(lambda: again.refresh().state == "running")
-    for one in (box, again):
-        one.remove(force=True)
 
 
 def test_restart_policies(twofold: Twofold) -> None:

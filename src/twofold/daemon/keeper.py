@@ -1,61 +1,157 @@
-"""``python -m twofold.daemon.keeper``: wire the keeper's parts and run it.
+"""``python -m twofold.daemon.keeper``: the holder, and in its forks the keeper, wired together.
 
 Here and not in ``runtime`` because it is the one place that knows both the runtime and the
 hypervisor's monitor. The standard library only (see ``runtime.keeper``).
+
+    --root DIR       the root whose instances it keeps
+    --ready-fd N     says "ready" there once its sockets listen
+    --resume N       go on with what an earlier process handed over (``runtime.handoff``)
+    --check          only see that all of this can be loaded
 """
 
 import argparse
 import gc
 import grp
 import os
+import resource
 import signal
+import socket
 import sys
 
 from twofold.hypervisor import monitor
 from twofold.linux import mount as lm
-from twofold.linux import process, sockets
+from twofold.linux import process, sockets, title
 from twofold.model.paths import Paths
-from twofold.runtime import cgroups, keeper_group, seccomp
+from twofold.runtime import cgroups, fingerprint, handoff, keeper_group, recovery, seccomp
+from twofold.runtime.deposit import Deposit, Vault
+from twofold.runtime.door import Door
+from twofold.runtime.holder import Holder, KeeperEndedError
+from twofold.runtime.journal import Journal
 from twofold.runtime.keeper import Keeper
 from twofold.runtime.loop import Loop
+from twofold.runtime.parts import Parts
 from twofold.runtime.sandbox import Host
 
 _INIT_PATHS = ("/usr/bin/tini-static", "/usr/libexec/podman/catatonit", "/usr/bin/catatonit")
+_MODULE = "twofold.daemon.keeper"
 GROUP = "twofold"
+
+Deposits = dict[str, Deposit]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="twofold.daemon.keeper")
+    parser = argparse.ArgumentParser(prog=_MODULE)
     parser.add_argument("--root", required=True)
     parser.add_argument("--ready-fd", type=int, default=-1)
+    parser.add_argument("--resume", type=int, default=-1)
+    parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
+    if options.check:
+        return 0
     paths = Paths(options.root)
     os.umask(0o077)
-    # Mounts made here are never seen outside; what the host mounts later is still seen here.
-    process.unshare(process.CLONE_NEWNS)
-    lm.mount("", "/", flags=lm.MS_REC | lm.MS_SLAVE)
-    own_group = keeper_group.leave(paths.cgroup)
-    loop = Loop()
-    host = _host(paths)
-    listener = sockets.listen(paths.keeper_socket, mode=0o600)
-    door = sockets.listen(paths.door_socket, mode=0o660, gid=_group())
-    Keeper(loop, host, listener, door)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    process.set_process_name("twofold-keeper")
+    # A handful of descriptors per instance, in the holder once more.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if options.resume >= 0:
+        deposits, (listener, door) = handoff.unpack(options.resume)
+    else:
+        # Mounts made here are never seen outside; what the host mounts later is still seen here.
+        process.unshare(process.CLONE_NEWNS)
+        lm.mount("", "/", flags=lm.MS_REC | lm.MS_SLAVE)
+        listener = sockets.listen(paths.keeper_socket, mode=0o600)
+        door = sockets.listen(paths.door_socket, mode=0o660, gid=_group())
+        deposits = recovery.recover(f"{paths.run}/instances")
+    own_group = keeper_group.leave(paths.cgroup)
+    household = _Household(paths, listener, door)
     if options.ready_fd >= 0:
         os.write(options.ready_fd, b"ready")
         os.close(options.ready_fd)
-    # What is imported now stays: keep the collector from touching, and so copying, its pages in
-    # every process that is forked from here.
-    gc.collect()
-    gc.freeze()
-    loop.run()
-    for path in (paths.keeper_socket, paths.door_socket):
-        os.unlink(path)
-    if own_group:
+    if household.run(deposits) and own_group is not None:
         keeper_group.give_back(own_group)
     return 0
+
+
+class _Household:
+    """Everything that holder and keeper share: made once, inherited by every fork."""
+
+    def __init__(self, paths: Paths, listener: socket.socket, door: socket.socket) -> None:
+        self._paths, self._listener, self._door = paths, listener, door
+        self._host = _host(paths)
+        self._journal = Journal()
+        self._code = fingerprint.of_code()
+
+    def run(self, deposits: Deposits) -> bool:
+        """Hold, and in a fork keep, until the end; True in the last one of all."""
+        title.set_command_line("twofold.daemon.holder", "--root", self._paths.root)
+        process.set_process_name("twofold-holder")
+        # What is imported now stays: keep the collector from touching, and so copying, its pages
+        # in every process that is forked from here.
+        gc.collect()
+        gc.freeze()
+        holder = Holder(deposits, check=self._check, execute=self._become)
+        try:
+            line = holder.hold()
+        except KeeperEndedError:
+            return True
+        self._keep(line, holder.deposits)
+        return False
+
+    def _keep(self, line: socket.socket, deposits: Deposits) -> None:
+        """In a fork of the holder: be the keeper."""
+        title.set_command_line(_MODULE, "--root", self._paths.root)
+        process.set_process_name("twofold-keeper")
+        holder_pidfd = os.pidfd_open(os.getppid())
+        loop = Loop()
+        lost: list[bool] = []
+
+        def holder_lost() -> None:
+            lost.append(True)
+            loop.stop()
+
+        parts = Parts(
+            loop=loop,
+            host=self._host,
+            door=Door(loop, self._door),
+            vault=Vault(loop, line, lost=holder_lost),
+            journal=self._journal,
+        )
+        keeper = Keeper(parts, self._listener, code=self._code, ending=self._take_down)
+        keeper.restore(deposits)
+        loop.run()
+        if lost:
+            try:
+                # One that only hangs must not wake up later beside the new one.
+                process.pidfd_send_signal(holder_pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            self._become(sys.executable, dict(os.environ), keeper.deposits())
+
+    def _take_down(self) -> None:
+        """Before the end is announced: whoever starts the next keeper binds these names anew."""
+        for path in (self._paths.keeper_socket, self._paths.door_socket):
+            os.unlink(path)
+
+    def _become(self, python: str, environment: dict[str, str], deposits: Deposits) -> None:
+        """Exec into a holder with everything in its hands. Returns when that cannot be."""
+        listeners = [self._listener.fileno(), self._door.fileno()]
+        memory = handoff.pack(deposits, listeners)
+        try:
+            command = [*_command(python, self._paths), "--resume", str(memory)]
+            os.execve(python, command, environment)
+        except OSError as error:
+            sys.stderr.write(f"cannot run {python!r}: {error.strerror}\n")
+            os.close(memory)
+            handoff.set_inheritable(deposits, listeners, inheritable=False)
+
+    def _check(self, python: str) -> list[str]:
+        return [*_command(python, self._paths), "--check"]
+
+
+def _command(python: str, paths: Paths) -> list[str]:
+    return [python, "-m", _MODULE, "--root", paths.root]
 
 
 def _host(paths: Paths) -> Host:

@@ -10,7 +10,6 @@ from twofold.daemon import doctor
 from twofold.daemon.database import Database
 from twofold.daemon.keeper_link import KeeperLink
 from twofold.daemon.runplace import boot_id
-from twofold.errors import Unavailable
 from twofold.image.store import ImageStore
 from twofold.instance import restoring
 from twofold.instance.collaborators import Collaborators
@@ -47,8 +46,7 @@ async def build(paths: Paths, stack: AsyncExitStack) -> House:
     stack.callback(networks.close)
 
     async def keeper_lost() -> None:
-        manager.sessions.forget_all(Unavailable("the keeper ended", hint="try again"))
-        await restoring.after_keeper_loss(manager)
+        await restoring.after_keeper_change(manager)
 
     link = KeeperLink(paths, on_event=lambda event: manager.on_event(event), on_lost=keeper_lost)
     stack.push_async_callback(link.close)
@@ -78,12 +76,12 @@ async def build(paths: Paths, stack: AsyncExitStack) -> House:
         scope=scope,
         database=database,
     )
-    await _restore(house, rows)
+    await _restore(house, rows, link)
     ranges.resume_after(max(records.id_bases(), default=0))
     return house
 
 
-async def _restore(house: House, rows: list[dict[str, object]]) -> None:
+async def _restore(house: House, rows: list[dict[str, object]], link: KeeperLink) -> None:
     database = house.database
     now, before = boot_id(), database.meta("boot_id")
     report = await restoring.restore(house.instances, rows, same_boot=before in (None, now))
@@ -94,7 +92,7 @@ async def _restore(house: House, rows: list[dict[str, object]]) -> None:
             f"the database was damaged; it is kept as {database.recovered_from}, and "
             f"{report.rebuilt} instances were read again from their directories"
         )
-    house.warnings += report.warnings
+    house.warnings += report.warnings + link.warnings
     for warning in house.warnings:
         log.warning("%s", warning)
     log.info(

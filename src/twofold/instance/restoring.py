@@ -5,7 +5,8 @@ that order of trust for intent, and in the reverse order for facts:
 
     row, sandbox runs          adopt it
     row, sandbox ended         record how, as if the daemon had been there
-    row, no sandbox            it died with the host or the keeper: stopped, maybe start it again
+    row, no sandbox            it died with the host, or the keeper and all trace of it are gone:
+                               stopped, maybe start it again
     row, no directory          half made or half removed: finish the removal
     no row, directory          the database lost it: make the row again from its spec.json
     no row, no directory       a sandbox that nothing remembers: end it
@@ -15,6 +16,7 @@ crash of the daemon alone never leaves a directory without a row: then the datab
 Deletes nothing it does not know.
 """
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -195,6 +197,7 @@ def _adopt(
         pid=sandbox.get("pid"),
         started_at=sandbox.get("started_at") or record.started_at,
     )
+    report.warnings += note_losses(manager, record, sandbox)
     try:
         image = manager.rooms.images.find(record.image_digest)
     except TwofoldError:
@@ -281,18 +284,36 @@ async def _died_unseen(
         manager.lifecycle.restart_now(record)
 
 
-async def after_keeper_loss(manager: InstanceManager) -> None:
-    """The line to the keeper broke. Ask again: the same keeper may answer, or a new one that
-    knows nothing. Then nobody holds the consoles of what ran, so it is ended, recorded, and
-    started again where the policy wants it."""
-    sandboxes = await _ask_keeper(manager)
+def note_losses(manager: InstanceManager, record: Record, sandbox: dict[str, Any]) -> list[str]:
+    """What an instance lost when its keeper could not be followed up: kept in ``show``. Returns
+    the sentences that are news."""
+    news = [words for words in sandbox.get("losses", ()) if words not in record.warnings]
+    if news:
+        manager.records.save(record, warnings=[*record.warnings, *news])
+    return [f"{record.name}: {words}" for words in news]
+
+
+async def after_keeper_change(manager: InstanceManager) -> None:
+    """The line to the keeper broke: it was killed, or handed over to newer code. The next one has
+    everything that ran; what ended meanwhile it says only when asked. Where it cannot know of an
+    instance (keeper and holder were killed, and their traces with them) nobody holds its consoles:
+    it is ended, recorded, and started again where the policy wants it. Raises Unavailable when no
+    keeper answers and none can be started."""
+    try:
+        hello = await manager.rooms.keeper.call("hello")
+    except TwofoldError as error:
+        manager.sessions.forget_all(error)
+        raise
+    manager.sessions.reconcile(hello)
+    sandboxes = {str(item["id"]): item for item in hello.get("instances", ())}
     for record in manager.records:
-        # One that is just being started unwinds by itself: its calls have failed.
-        if not record.active or record.cancel_start is not None or record.exit_event is not None:
+        if not record.active or record.exit_event is not None:
             continue
         sandbox = sandboxes.get(record.id)
         if sandbox is None:
-            remove_group(f"{manager.rooms.paths.cgroup}/{record.id}")
+            if record.cancel_start is not None:
+                continue  # it is just being started, and unwinds by itself: its calls have failed
+            await asyncio.to_thread(remove_group, f"{manager.rooms.paths.cgroup}/{record.id}")
             sandbox = {
                 "state": "ended",
                 "exit_code": 137,
@@ -300,8 +321,10 @@ async def after_keeper_loss(manager: InstanceManager) -> None:
                 "error": "its keeper ended unexpectedly",
             }
         if sandbox["state"] == "ended":
-            record.signal_exit(sandbox)
-            await manager.lifecycle.ended(record)
+            manager.on_event({"event": "exit", **sandbox, "id": record.id})
+            continue
+        for words in note_losses(manager, record, sandbox):
+            log.warning("%s", words)
 
 
 def remove_group(path: str) -> None:

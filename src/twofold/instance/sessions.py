@@ -20,6 +20,7 @@ from twofold.errors import (
     RuntimeFailed,
     TimedOut,
     TwofoldError,
+    Unavailable,
     from_dict,
 )
 from twofold.instance import states
@@ -74,6 +75,19 @@ class Sessions:
         self._unclaimed[session] = event
         while len(self._unclaimed) > _UNCLAIMED:
             self._unclaimed.popitem(last=False)
+
+    def reconcile(self, hello: dict[str, Any]) -> None:
+        """There is another keeper: take what it knows of the sessions that are waited for."""
+        for event in hello.get("ended_sessions", ()):
+            self.on_exit(event)
+        living = set(hello.get("sessions", ()))
+        lost = Unavailable("the command ended with the keeper that ran it", hint="try again")
+        for session, future in list(self._waiting.items()):
+            if session not in living and not future.done():
+                del self._waiting[session]
+                future.set_exception(lost)
+        for session in self._owners.keys() - living:
+            del self._owners[session]
 
     def forget_all(self, error: TwofoldError) -> None:
         """The keeper is gone, and with it every session."""

@@ -9,12 +9,14 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
-from twofold.errors import Unavailable, from_dict
+from twofold.errors import TwofoldError, Unavailable, from_dict
 from twofold.linux import sockets
 from twofold.model.paths import Paths
-from twofold.runtime import fingerprint
+from twofold.runtime import fingerprint, handoff
 
 _DISMISS_TIMEOUT_S = 10.0
+_TRIES, _PAUSE_S = 50, 0.1
+_OLDER_CODE = "the keeper goes on with the code of another version"
 
 
 class KeeperClient:
@@ -32,28 +34,57 @@ class KeeperClient:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._readable)
         self.closed = False
+        self.warnings: list[str] = []
 
     @classmethod
     async def connect(cls, paths: Paths) -> "KeeperClient":
-        """Connect to the keeper, starting it first where none answers.
+        """Connect to the keeper, starting one where none answers.
 
-        An idle keeper that was started before an update is replaced; one that keeps instances
-        goes on with its own code until they have ended.
+        One that runs other code than ours is asked to hand everything over to ours; where that
+        cannot be, it goes on with its own, and ``warnings`` says so.
         """
-        try:
-            client = cls(_connect(paths.keeper_socket))
-        except (FileNotFoundError, ConnectionRefusedError):
-            await _start(paths)
-            return cls(_connect(paths.keeper_socket))
-        said = await client.call("hello")
-        if said["instances"] or said.get("code") == fingerprint.of_code():
+        for _ in range(_TRIES):
+            try:
+                client = cls(_connect(paths.keeper_socket))
+            except (FileNotFoundError, ConnectionRefusedError):
+                await _start(paths)
+                return cls(_connect(paths.keeper_socket))
+            try:
+                said = await client.call("hello")
+                break
+            except Unavailable as error:
+                failure = error  # it died with our connection in its backlog: the next one answers
+                client.close()
+                await asyncio.sleep(_PAUSE_S)
+        else:
+            raise failure
+        if said.get("code") == fingerprint.of_code():
+            return client
+        if said.get("format") == handoff.FORMAT:
+            return await client._upgrade(paths)
+        if said["instances"]:
+            client.warnings.append(_OLDER_CODE)
             return client
         await client._dismiss(int(said["pid"]))
         await _start(paths)
         return cls(_connect(paths.keeper_socket))
 
+    async def _upgrade(self, paths: Paths) -> "KeeperClient":
+        """The keeper in our code, with everything that runs; or this one, with a warning."""
+        try:
+            python_path = os.environ.get("PYTHONPATH")
+            await self.call("upgrade", python=sys.executable, python_path=python_path)
+        except TwofoldError as error:
+            if self.closed:
+                raise
+            self.warnings.append(f"{_OLDER_CODE}: {error.message}")
+            return self
+        self.close()
+        # The listening socket outlives the change: this waits there for the new one.
+        return KeeperClient(_connect(paths.keeper_socket))
+
     async def _dismiss(self, pid: int) -> None:
-        """Let an idle keeper end, and wait until it has."""
+        """Let an idle keeper that cannot be upgraded end, and wait until it has."""
         pidfd = os.pidfd_open(pid)
         try:
             await self.call("shutdown")

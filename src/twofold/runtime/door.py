@@ -1,8 +1,7 @@
 """The door: where a local CLI hands over its stdio and learns how the payload ended.
 
 ``docs/contributing/architecture.md`` has the messages. A client that parks nothing within a
-minute, or whose ticket is never used, is shown out. A client may only signal and resize what it
-started itself.
+minute is shown out. A client may only signal and resize what it started or attached to.
 """
 
 import os
@@ -13,6 +12,7 @@ from typing import Any
 
 from twofold.errors import InvalidInput, TwofoldError
 from twofold.linux import sockets
+from twofold.runtime.deposit import Bundle, Taken
 from twofold.runtime.loop import READ, Loop
 
 _PARK_TIMEOUT_S = 60.0
@@ -31,9 +31,29 @@ class DoorClient:
         self.fds: tuple[int, ...] = ()
         self.on_signal: Callable[[str], None] = lambda _: None
         self.on_resize: Callable[[int, int], None] = lambda _rows, _cols: None
+        self.on_gone: Callable[[], None] = lambda: None
         self.used = False
         sock.setblocking(False)
         door.loop.watch(sock.fileno(), READ, self._readable)
+        door.clients.add(self)
+
+    def deposit(self, bundle: Bundle) -> dict[str, Any]:
+        """Of a client in use, what the next keeper needs to go on with it."""
+        return {
+            "sock": bundle.add(self._sock.fileno()),
+            "ticket": self.ticket,
+            "tty": self.tty,
+            "direct": self.direct,
+            "size": [self.rows, self.cols],
+        }
+
+    @classmethod
+    def restore(cls, door: "Door", state: dict[str, Any], taken: Taken) -> "DoorClient":
+        client = cls(door, socket.socket(fileno=taken.fd(state["sock"])))
+        client.ticket, client.used = str(state["ticket"]), True
+        client.tty, client.direct = bool(state["tty"]), bool(state["direct"])
+        client.rows, client.cols = state["size"]
+        return client
 
     def _readable(self, _: int) -> None:
         try:
@@ -80,6 +100,10 @@ class DoorClient:
         self._send({"event": "exit", "exit_code": exit_code})
         self.close()
 
+    def lost(self, count: int) -> None:
+        """Some of what it watches was skipped, because it did not read."""
+        self._send({"event": "lost", "bytes": count})
+
     def error(self, error: TwofoldError) -> None:
         self._send({"event": "error", "error": error.to_dict()})
         self.close()
@@ -97,13 +121,16 @@ class DoorClient:
         self.fds = ()
 
     def close(self) -> None:
-        if self._sock.fileno() >= 0:
-            self._door.loop.unwatch(self._sock.fileno())
-            self._sock.close()
+        """Idempotent. ``on_gone`` is called once."""
+        if self._sock.fileno() < 0:
+            return
+        self._door.loop.unwatch(self._sock.fileno())
+        self._sock.close()
         self.close_fds()
         if self._door.parked.get(self.ticket) is self:
             del self._door.parked[self.ticket]
         self._door.clients.discard(self)
+        self.on_gone()
 
 
 class Door:
@@ -126,12 +153,11 @@ class Door:
                 sock.close()
                 continue
             client = DoorClient(self, sock)
-            self.clients.add(client)
             self.loop.call_later(_PARK_TIMEOUT_S, partial(self._expire, client))
 
     @staticmethod
     def _expire(client: DoorClient) -> None:
-        if not client.used:
+        if not client.ticket:  # one that has parked waits as long as its start takes
             client.close()
 
     def take(self, ticket: str) -> DoorClient:

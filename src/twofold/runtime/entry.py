@@ -4,10 +4,12 @@
         └──────────┴───────────┴─► failed ───────────┘     (it said why; its death follows)
 
 What differs between the walls is in four methods (start, execute, copy, signal); everything else
-is the same for a container's init and for a VM's monitor.
+is the same for a container's init and for a VM's monitor. Whatever changes is deposited with the
+holder, so that the next keeper has the same entry.
 """
 
-import json
+from __future__ import annotations
+
 import os
 import socket
 import time
@@ -15,52 +17,85 @@ from collections.abc import Callable
 from typing import Any
 
 from twofold.errors import NotFound, RuntimeFailed, TwofoldError, from_dict
-from twofold.linux import process, sockets
-from twofold.runtime import join
+from twofold.linux import sockets
+from twofold.record import replace
+from twofold.runtime import join, resources, traces
+from twofold.runtime import plan as plans
+from twofold.runtime.cgroups import Group
+from twofold.runtime.deposit import Bundle, Taken
 from twofold.runtime.door import DoorClient
+from twofold.runtime.execution import Execution
 from twofold.runtime.logfile import LogWriter
-from twofold.runtime.loop import READ, Loop
+from twofold.runtime.loop import READ
+from twofold.runtime.mortal import Ending, Mortal
+from twofold.runtime.parts import Parts
 from twofold.runtime.plan import Process, SandboxPlan
-from twofold.runtime.sandbox import Host, Sandbox
+from twofold.runtime.sandbox import Sandbox
 from twofold.runtime.session import Session
 from twofold.runtime.visitor import GuestSession, JoinedProcess, Outcome
 
 _GROUP_RETRY_S = 0.01
 _GROUP_RETRIES = 300
+_SIGKILL = 9
 
 
 class Entry:
     """See the module's drawing. ``on_ended`` is called once, after ``state`` became ended."""
 
-    def __init__(self, loop: Loop, host: Host, sandbox: Sandbox) -> None:
-        self._loop, self._host, self.sandbox = loop, host, sandbox
+    def __init__(self, parts: Parts, plan: SandboxPlan) -> None:
+        self._parts = parts
+        self.plan = plan
+        self.id = plan.instance_id
+        self.group = Group(parts.host.hierarchies, plan.cgroup.path)
         self.state = "creating"
+        self.pid = 0
         self.facts: dict[str, Any] = {}
-        self.sessions: set[Session] = set()
-        self.main = Session(loop=loop)
+        self.warnings: list[str] = []
+        self.losses: list[str] = []
+        self.main = Session(loop=parts.loop, journal=parts.journal, owner=f"entry {self.id}")
+        self.main.changed = self.keep
+        self.main.send_signal = self.send_signal
         self.on_ended: Callable[[Entry], None] = lambda _: None
         self.exit_code: int | None = None
         self.signal = 0
         self.oom_killed = False
+        self.error = ""
         self.started_at = self.ended_at = ""
         self.frozen = False
+        self._sandbox: Sandbox | None = None
+        self._sync: socket.socket | None = None
+        self._first: Mortal | None = None
         self._outcome: Outcome | None = None
-        sandbox.sync.setblocking(False)
-        loop.watch(sandbox.sync.fileno(), READ, self._message)
-        loop.watch(sandbox.pidfd, READ, self._died)
 
-    @classmethod
-    def make(
-        cls, loop: Loop, host: Host, plan: SandboxPlan, given: tuple[int, ...] = ()
-    ) -> "Entry":
-        return cls(loop, host, Sandbox.create(plan, host, given))
+    def create(self, given: tuple[int, ...] = ()) -> None:
+        """Clone the first process; it answers later (``when_created``)."""
+        self.keep()  # a keeper killed from here on leaves a cgroup that its successor knows of
+        try:
+            sandbox = Sandbox.create(self.plan, self._parts.host, given)
+        except BaseException:
+            self._parts.vault.drop(self.main.owner)
+            raise
+        traces.write_plan(self.plan)
+        self._sandbox, self.pid = sandbox, sandbox.pid
+        self.warnings = sandbox.warnings
+        self._listen(sandbox.sync)
+        self._first = self._watch(sandbox.pidfd, stranger=False)
+
+    def _listen(self, sync: socket.socket) -> None:
+        self._sync = sync
+        sync.setblocking(False)
+        self._parts.loop.watch(sync.fileno(), READ, self._readable)
+
+    def _watch(self, pidfd: int, *, stranger: bool) -> Mortal:
+        parts = self._parts
+        return Mortal(parts.loop, parts.vault, self.pid, pidfd, self._died, stranger=stranger)
 
     def describe(self) -> dict[str, Any]:
         """The entry as ``hello`` and the exit event show it."""
-        return {
-            "id": self.sandbox.plan.instance_id,
-            "kind": self.sandbox.plan.kind,
-            "pid": self.sandbox.pid,
+        shown: dict[str, Any] = {
+            "id": self.id,
+            "kind": self.plan.kind,
+            "pid": self.pid,
             "state": "paused" if self.frozen and self.state == "running" else self.state,
             "exit_code": self.exit_code,
             "signal": self.signal,
@@ -68,7 +103,75 @@ class Entry:
             "started_at": self.started_at,
             "at": self.ended_at,
             "facts": self.facts,
+            "losses": self.losses,
         }
+        if self.error:
+            shown["error"] = self.error
+        return shown
+
+    # From one keeper to the next
+
+    def keep(self) -> None:
+        """Renew the deposit. Before the payload runs there is nothing in it to go on with."""
+        bundle, state = Bundle(), self._state()
+        if self.state == "running":
+            first, sync = self._first, self._sync
+            state["pidfd"] = bundle.add(first.pidfd if first is not None else -1)
+            state["sync"] = bundle.add(sync.fileno() if sync is not None else -1)
+            state["stranger"] = first is not None and first.stranger
+            state["session"] = self.main.deposit(bundle)
+        self._parts.vault.put(self.main.owner, state, bundle.fds)
+
+    def disown(self) -> None:
+        if self._first is not None:
+            self._first.disown()
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            **self.describe(),
+            "state": self.state,
+            "plan": slim(self.plan).to_dict(),
+            "warnings": self.warnings,
+        }
+
+    @classmethod
+    def restore(cls, parts: Parts, taken: Taken) -> Entry:
+        """The entry that an earlier keeper deposited. What was only starting is ended."""
+        state = taken.state
+        entry = cls(parts, plans.from_dict(state["plan"]))
+        entry.state, entry.pid = str(state["state"]), int(state["pid"])
+        entry.exit_code, entry.signal = state["exit_code"], int(state["signal"])
+        entry.oom_killed, entry.error = bool(state["oom_killed"]), str(state.get("error", ""))
+        entry.started_at, entry.ended_at = str(state["started_at"]), str(state["at"])
+        entry.facts, entry.warnings = dict(state["facts"]), list(state["warnings"])
+        entry.losses = list(state["losses"])
+        if entry.state == "running":
+            entry._resume(taken)
+        elif entry.state != "ended":
+            entry._give_up()
+        return entry
+
+    def _resume(self, taken: Taken) -> None:
+        state, plan = taken.state, self.plan
+        if plan.stdio.log_dir:
+            self.main.log = LogWriter(plan.stdio.log_dir)
+            for words in state.get("notes", ()):
+                self.main.log.note(words)
+        if plan.vm is not None:
+            self.main.send_resize = self._resize_guest
+        sync_fd = taken.fd(state["sync"])
+        if sync_fd >= 0:
+            self._listen(socket.socket(fileno=sync_fd))
+        self.frozen = self.group.frozen()
+        self.main.restore(self._parts.door, state["session"], taken)
+        self._first = self._watch(taken.fd(state["pidfd"]), stranger=bool(state["stranger"]))
+
+    def _give_up(self) -> None:
+        """Nobody waits for its start any more: its request broke with the keeper that took it."""
+        self.group.kill()
+        self.state, self.exit_code, self.ended_at = "ended", 125, now()
+        self.error = "the keeper was killed while it was starting"
+        self.keep()
 
     # Messages of the first process
 
@@ -80,19 +183,25 @@ class Entry:
         if outcome is not None:
             outcome(error)
 
-    def _message(self, _: int) -> None:
+    def _readable(self, _: int) -> None:
+        self._hear()
+
+    def _hear(self) -> bool:
+        """Take one message of the first process; False when there is none, now or ever."""
+        if self._sync is None:
+            return False
         try:
-            message, fds = sockets.receive(self.sandbox.sync)
+            message, fds = sockets.receive(self._sync)
         except BlockingIOError:
-            return
+            return False
         except (OSError, ValueError):
             message, fds = None, []
         if message is None:
-            self._loop.unwatch(self.sandbox.sync.fileno())
-            if self.state == "starting" and self.sandbox.plan.kind == "container":
+            self._hang_up()
+            if self.state == "starting" and self.plan.kind == "container":
                 self._is_running()  # close-on-exec: the payload has replaced our code
-            return
-        self.sandbox.warnings.extend(message.get("warnings") or ())
+            return False
+        self.warnings.extend(message.get("warnings") or ())
         if "created" in message and self.state == "creating":
             self.state = "created"
             self._resolve(None)
@@ -108,6 +217,13 @@ class Entry:
             self._resolve(error)
         for fd in fds:
             os.close(fd)
+        return True
+
+    def _hang_up(self) -> None:
+        if self._sync is not None:
+            self._parts.loop.unwatch(self._sync.fileno())
+            self._sync.close()
+            self._sync = None
 
     def _is_running(self) -> None:
         self.state = "running"
@@ -115,19 +231,24 @@ class Entry:
         client = self.main.client
         if client is not None and client.direct:
             client.close_fds()
-            client.started(self.sandbox.pid)
+            client.started(self.pid)
+        self.plan = plan = slim(self.plan)  # built: what is not needed any more costs memory
+        self.keep()
+        traces.write_running(plan.run_dir, self._state(), self.pid)
         self._resolve(None)
 
     # What both walls do their own way
 
     def start(self, client: DoorClient | None, outcome: Outcome) -> None:
         """Run the payload (or boot the guest and run it there)."""
-        plan = self.sandbox.plan
+        plan = self.plan
+        assert self._sandbox is not None
         self._outcome, self.state = outcome, "starting"
         if plan.stdio.log_dir:
             self.main.log = LogWriter(plan.stdio.log_dir)
+        # Kept only once it runs: a start does not outlive its keeper.
+        self.main.changed = lambda: None
         self.main.attach(client)
-        self.main.send_signal = self.send_signal
         rows, cols = (client.rows, client.cols) if client is not None else (24, 80)
         container_terminal = plan.vm is None and (plan.process.tty or not plan.process.init)
         to_close: list[int] = []
@@ -140,131 +261,169 @@ class Entry:
         elif not container_terminal:
             stdio, to_close = self.main.stdio(keep_stdin_open=plan.stdio.keep_stdin_open)
         try:
-            self.sandbox.start(stdio, rows=rows, cols=cols)
+            self._sandbox.start(stdio, rows=rows, cols=cols)
         except OSError:
             pass  # it died before its start; the pidfd says so next
         finally:
+            self._sandbox = None
             for fd in to_close:
                 os.close(fd)
 
     def _resize_guest(self, rows: int, cols: int) -> None:
         try:
-            sockets.send(self.sandbox.sync, {"op": "resize", "rows": rows, "cols": cols})
+            if self._sync is not None:
+                sockets.send(self._sync, {"op": "resize", "rows": rows, "cols": cols})
         except OSError:
             pass
 
     def send_signal(self, number: int) -> None:
         """To PID 1: a container's init and a VM's monitor both pass it to the payload."""
-        try:
-            process.pidfd_send_signal(self.sandbox.pidfd, number)
-        except ProcessLookupError:
-            pass
+        if self._first is not None:
+            self._first.signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL to PID 1 and so to the whole sandbox."""
+        self.thaw()
+        self.send_signal(_SIGKILL)
 
     def execute(
         self,
-        session: Session,
+        run: Execution,
         plan: Process,
         stdio: tuple[int, ...],
         *,
         rows: int,
         cols: int,
         started: Outcome,
-        ended: Callable[[int], None],
     ) -> None:
         """Run ``plan`` beside the payload. ``stdio`` is empty with a tty."""
-        if self.sandbox.plan.vm is not None:
-            guest = GuestSession(self._loop, self._connect(), session, started, ended)
+        parts = self._parts
+        if self.plan.vm is not None:
+            guest = GuestSession(parts.loop, self._connect(), run.session, started, run.ended)
             guest.execute(plan, stdio, rows=rows, cols=cols)
+            run.visits(guest)
             return
-        pid, sync = join.execute(self.sandbox, self._host, plan, stdio, rows=rows, cols=cols)
-        JoinedProcess(self._loop, session, pid, sync, started, ended)
+        pid, sync = join.execute(self._target(), parts.host, plan, stdio, rows=rows, cols=cols)
+        visit = JoinedProcess(
+            *(parts.loop, parts.vault, run.session, pid, sync, started, run.ended),
+            known=run.keep,
+        )
+        run.visits(visit)
 
-    def copy(self, direction: str, path: str, fd: int, done: Outcome) -> None:
-        """Carry a tar stream out of or into ``path``; ``done`` is called exactly once."""
-        session = Session(loop=self._loop)
-
-        def started(error: TwofoldError | None) -> None:
-            if error is not None:
-                done(error)
-
-        def ended(exit_code: int) -> None:
-            done(None if exit_code == 0 else RuntimeFailed(f"the copy of {path!r} failed"))
-
-        if self.sandbox.plan.vm is not None:
+    def copy(self, run: Execution, direction: str, fd: int) -> None:
+        """Carry a tar stream out of or into ``run.path``."""
+        parts, outcome = self._parts, run.copy_outcome()
+        if self.plan.vm is not None:
             control = self._connect()
-            guest = GuestSession(self._loop, control, session, started, ended, says_done=True)
-            guest.request({"op": "archive", "direction": direction, "path": path}, (fd,))
+            guest = GuestSession(
+                parts.loop, control, run.session, outcome, run.copy_ended, says_done=True
+            )
+            guest.request({"op": "archive", "direction": direction, "path": run.path}, (fd,))
+            run.visits(guest)
             return
-        pid, sync = join.copy(self.sandbox, self._host, direction, path, fd)
-        JoinedProcess(self._loop, session, pid, sync, started, ended, says_done=True)
+        pid, sync = join.copy(self._target(), parts.host, direction=direction, path=run.path, fd=fd)
+        visit = JoinedProcess(
+            *(parts.loop, parts.vault, run.session, pid, sync, outcome, run.copy_ended),
+            says_done=True,
+            known=run.keep,
+        )
+        run.visits(visit)
+
+    def _target(self) -> join.Target:
+        if self._first is None:
+            raise NotFound(f"instance {self.id} has no process any more")
+        return join.Target(pid=self.pid, pidfd=self._first.pidfd, group=self.group)
 
     def _connect(self) -> socket.socket:
         """A connection to the monitor of this VM."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             sockets.enlarge(sock)
-            sock.connect(f"{self.sandbox.plan.run_dir}/control.sock")
+            sock.connect(f"{self.plan.run_dir}/control.sock")
         except OSError as error:
             sock.close()
             raise NotFound(f"the VM's monitor does not answer: {error.strerror}") from error
         return sock
 
-    # Freezing and ending
+    # Limits, freezing and ending
+
+    def update(self, limits: dict[str, Any]) -> list[str]:
+        """Change the limits that are named, of the running instance; all or none of them."""
+        now_limits = self.plan.cgroup
+        before = {name: getattr(now_limits, name) for name in limits}
+        try:
+            warnings = self.group.apply(resources.change(limits), strict=False)
+        except BaseException:
+            self.group.apply(resources.change(before), strict=False)
+            raise
+        self.plan = replace(self.plan, cgroup=replace(now_limits, **limits))
+        self.keep()
+        traces.update_plan(self.plan)
+        return warnings
 
     def freeze(self) -> None:
-        self.sandbox.group.freeze(frozen=True)
+        self.group.freeze(frozen=True)
         self.frozen = True
 
     def thaw(self) -> None:
         if self.frozen:
-            self.sandbox.group.freeze(frozen=False)
+            self.group.freeze(frozen=False)
             self.frozen = False
 
-    def _died(self, _: int) -> None:
-        self._loop.unwatch(self.sandbox.pidfd)
-        _, status = os.waitpid(self.sandbox.pid, 0)
+    def _died(self, ending: Ending) -> None:
         # Its last words may still be in the socket: an error, or the terminal.
-        while self.sandbox.sync.fileno() in self._loop:
-            self._message(0)
-        self.exit_code, self.signal = process.exit_code_of(status)
-        self.oom_killed = self.sandbox.group.oom_kills() > 0
+        while self._hear():
+            pass
+        self._hang_up()
+        if ending is not None:
+            self.exit_code, self.signal = ending
+        else:
+            self.error = "its exit code is unknown: it ended while nobody held it"
+        self.oom_killed = self.group.oom_kills() > 0
         self.ended_at = now()
         was, self.state = self.state, "ended"
-        self._loop.unwatch(self.sandbox.sync.fileno())
-        self.sandbox.sync.close()
         if was in ("creating", "created", "starting"):
-            self._resolve(RuntimeFailed(f"the sandbox died while {was} ({_how(status)})"))
-        self.main.ended(self.exit_code)
+            self._resolve(RuntimeFailed(f"the sandbox died while {was} ({self._how()})"))
+        self.main.ended(self.exit_code if self.exit_code is not None else 125)
         if self.main.log is not None:
             self.main.log.close()
-        write_exit_record(self.sandbox.plan.run_dir, self.describe())
+        # Told first, then noted: a keeper killed in between leaves the next one to tell it again.
+        self.keep()
+        traces.write_exit(self.plan.run_dir, self.describe())
         self.on_ended(self)
 
+    def _how(self) -> str:
+        return f"signal {self.signal}" if self.signal else f"exit code {self.exit_code}"
+
     def forget(self) -> None:
-        os.close(self.sandbox.pidfd)
+        if self._first is not None:
+            self._first.forget()
+            self._first = None
+        self._parts.vault.drop(self.main.owner)
 
     def remove_group(self, then: Callable[[], None], tries: int = _GROUP_RETRIES) -> None:
         """Remove the cgroup once the kernel has let go of the last process in it."""
-        if self.sandbox.group.remove() or tries == 0:
+        if self.group.remove() or tries == 0:
             self.forget()
             then()
             return
-        self._loop.call_later(_GROUP_RETRY_S, lambda: self.remove_group(then, tries - 1))
+        self._parts.loop.call_later(_GROUP_RETRY_S, lambda: self.remove_group(then, tries - 1))
 
 
-def _how(status: int) -> str:
-    code, number = process.exit_code_of(status)
-    return f"signal {number}" if number else f"exit code {code}"
-
-
-def write_exit_record(run_dir: str, record: dict[str, Any]) -> None:
-    """Leave the exit status where a later keeper finds it. Atomic."""
-    if not run_dir or not os.path.isdir(run_dir):
-        return
-    temporary = f"{run_dir}/exit.json.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(record, file)
-    os.replace(temporary, f"{run_dir}/exit.json")
+def slim(plan: SandboxPlan) -> SandboxPlan:
+    """The plan of a sandbox that is built: without what was needed only for that."""
+    vm = plan.vm
+    return replace(
+        plan,
+        mounts=(),
+        masked_paths=(),
+        readonly_paths=(),
+        files={},
+        sysctls={},
+        network=None,
+        process=replace(plan.process, argv=(), env=(), capabilities=(), rlimits={}),
+        vm=replace(vm, argv=(), open_files=(), guest={}, facts={}) if vm is not None else None,
+    )
 
 
 def now() -> str:

@@ -17,9 +17,11 @@ from twofold.errors import RuntimeFailed, TwofoldError
 from twofold.guest import archive
 from twofold.guest.identity import Identity
 from twofold.linux import process, sockets
+from twofold.record import dataclass
 from twofold.runtime import credentials, payload
+from twofold.runtime.cgroups import Group
 from twofold.runtime.plan import Process
-from twofold.runtime.sandbox import NAMESPACES, Host, Sandbox
+from twofold.runtime.sandbox import NAMESPACES, Host
 
 # Root of its own namespace, but only to read and write files of any owner inside.
 _ARCHIVE_CAPABILITIES = (
@@ -33,8 +35,17 @@ _ARCHIVE_CAPABILITIES = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where to: the first process of a running sandbox, and its cgroup."""
+
+    pid: int
+    pidfd: int
+    group: Group
+
+
 def execute(
-    sandbox: Sandbox,
+    target: Target,
     host: Host,
     plan: Process,
     stdio: tuple[int, ...],
@@ -62,11 +73,11 @@ def execute(
         )
         return 125
 
-    return _join(sandbox, inside, stdio)
+    return _join(target, inside, stdio)
 
 
 def copy(
-    sandbox: Sandbox, host: Host, direction: str, path: str, fd: int
+    target: Target, host: Host, *, direction: str, path: str, fd: int
 ) -> tuple[int, socket.socket]:
     """Write ``path`` as a tar stream to ``fd`` (out), or unpack the stream into it (in)."""
 
@@ -85,31 +96,31 @@ def copy(
         sockets.send(sync, {"done": True})
         return 0
 
-    return _join(sandbox, inside, (fd,))
+    return _join(target, inside, (fd,))
 
 
 def _join(
-    sandbox: Sandbox, inside: Callable[[socket.socket], int], keep: tuple[int, ...]
+    target: Target, inside: Callable[[socket.socket], int], keep: tuple[int, ...]
 ) -> tuple[int, socket.socket]:
     ours, theirs = sockets.pair()
-    pid, pidfd = sandbox.group.clone(beside=sandbox.pid)
+    pid, pidfd = target.group.clone(beside=target.pid)
     if pid == 0:
         ours.close()
-        process.close_descriptors({0, 1, 2, sandbox.pidfd, theirs.fileno(), *keep})
-        _joining_process(sandbox, theirs, inside)
+        process.close_descriptors({0, 1, 2, target.pidfd, theirs.fileno(), *keep})
+        _joining_process(target, theirs, inside)
     theirs.close()
     os.close(pidfd)
     return pid, ours
 
 
 def _joining_process(
-    sandbox: Sandbox, sync: socket.socket, inside: Callable[[socket.socket], int]
+    target: Target, sync: socket.socket, inside: Callable[[socket.socket], int]
 ) -> NoReturn:
     code = 125
     try:
         process.prctl(process.PR_SET_DUMPABLE, 0)
-        sandbox.group.enter()
-        process.setns(sandbox.pidfd, NAMESPACES | process.CLONE_NEWCGROUP)
+        target.group.enter()
+        process.setns(target.pidfd, NAMESPACES | process.CLONE_NEWCGROUP)
         os.setgroups([])
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)

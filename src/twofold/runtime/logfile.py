@@ -4,8 +4,11 @@
 2026-01-31T10:00:00.123456789Z stderr P the first part of one
 """
 
+from __future__ import annotations
+
 import os
 import time
+from collections.abc import Callable
 
 SEGMENT_BYTES = 10 << 20
 SEGMENTS = 3
@@ -19,34 +22,53 @@ class LogWriter:
         os.makedirs(directory, mode=0o700, exist_ok=True)
         self._directory = directory
         self._fd = -1
-        self._size = 0
+        self.size = 0
         self._lost = 0
         self._open()
 
-    def write(self, stream: str, data: bytes) -> None:
-        """Append ``data`` of ``stream`` (stdout or stderr), split into lines."""
-        prefix = f"{_timestamp()} {stream} ".encode("ascii")
-        out = []
-        lines = data.split(b"\n")
-        for line in lines[:-1]:
-            out.extend(_parts(prefix, line, b"F"))
-        if lines[-1]:
-            out.extend(_parts(prefix, lines[-1], b"P"))
-        self._append(b"".join(out), len(data))
+    def write(
+        self, stream: str, data: bytes, *, writing_at: Callable[[int], None] | None = None
+    ) -> None:
+        """Append ``data`` of ``stream`` (stdout or stderr), split into lines.
 
-    def _append(self, block: bytes, payload_bytes: int) -> None:
+        ``writing_at`` hears the size of the segment just before it grows.
+        """
+        prefix = f"{_timestamp()} {stream} ".encode("ascii")
+        self._append(_lines(prefix, data), len(data), writing_at)
+
+    def note(self, words: str) -> None:
+        """A line of our own."""
+        line = f"{_timestamp()} stderr F [twofold: {words}]\n"
+        self._append(line.encode(), 0, None)
+
+    def _append(
+        self, block: bytes, payload_bytes: int, writing_at: Callable[[int], None] | None
+    ) -> None:
         if self._lost:
-            note = f"[twofold: {self._lost} bytes of output were lost: the disk was full]"
-            block = f"{_timestamp()} stderr F {note}\n".encode() + block
-        if self._size + len(block) > SEGMENT_BYTES:
+            words = f"[twofold: {self._lost} bytes of output were lost: the disk was full]"
+            block = f"{_timestamp()} stderr F {words}\n".encode() + block
+        if self.size + len(block) > SEGMENT_BYTES:
             self._rotate()
         try:
             if self._fd < 0:
                 self._open()
-            self._size += os.write(self._fd, block)
+            if writing_at is not None:
+                writing_at(self.size)
+            written = os.write(self._fd, block)
+            if written < len(block):  # half a line would run into the next one
+                os.ftruncate(self._fd, self.size)
+                self._lost += payload_bytes
+                return
+            self.size += written
             self._lost = 0
         except OSError:
             self._lost += payload_bytes
+
+    def cut(self, size: int) -> None:
+        """Forget what a killed keeper wrote after ``size``: it is about to be written again."""
+        if self._fd >= 0 and size < self.size:
+            os.ftruncate(self._fd, size)
+            self.size = size
 
     def _rotate(self) -> None:
         self.close()
@@ -68,14 +90,43 @@ class LogWriter:
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             self._fd = os.open(self._current, flags, 0o600)
-            self._size = os.fstat(self._fd).st_size
+            self.size = os.fstat(self._fd).st_size
         except OSError:
-            self._fd, self._size = -1, 0
+            self._fd, self.size = -1, 0
 
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _lines(prefix: bytes, data: bytes) -> bytes:
+    """``data`` as log lines; one that is not ended is marked as a part."""
+    if not _has_long_line(data):
+        # One replacement instead of a list of lines: a flood costs the other instances less.
+        whole, newline, rest = data.rpartition(b"\n")
+        out = b""
+        if newline:
+            begin = prefix + b"F "
+            out = begin + whole.replace(b"\n", b"\n" + begin) + b"\n"
+        return out + prefix + b"P " + rest + b"\n" if rest else out
+    pieces = []
+    lines = data.split(b"\n")
+    for line in lines[:-1]:
+        pieces.extend(_parts(prefix, line, b"F"))
+    if lines[-1]:
+        pieces.extend(_parts(prefix, lines[-1], b"P"))
+    return b"".join(pieces)
+
+
+def _has_long_line(data: bytes) -> bool:
+    begin = 0
+    while len(data) - begin > _PART_BYTES:
+        end = data.rfind(b"\n", begin, begin + _PART_BYTES + 1)
+        if end < 0:
+            return True
+        begin = end + 1
+    return False
 
 
 def _parts(prefix: bytes, line: bytes, last: bytes) -> list[bytes]:

@@ -4,6 +4,8 @@ Both classes say how it went through the same two calls: ``started(error or None
 when it started, ``ended(exit_code)`` once.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 import socket
@@ -12,46 +14,97 @@ from dataclasses import asdict
 from typing import Any
 
 from twofold.errors import RuntimeFailed, TwofoldError, from_dict
-from twofold.linux import process, sockets
+from twofold.linux import sockets
+from twofold.runtime.deposit import Bundle, Taken, Vault
 from twofold.runtime.loop import READ, Loop
+from twofold.runtime.mortal import Ending, Mortal
 from twofold.runtime.plan import Process
 from twofold.runtime.session import Session
 
 Outcome = Callable[[TwofoldError | None], None]
+_SIGKILL = 9
 
 
 class JoinedProcess:
-    """An ``exec`` in a container: the joining helper, then the process inside."""
+    """An ``exec`` in a container: the joining helper, then the process inside.
+
+    ``known`` is called when the process inside is there, before it runs anything.
+    """
 
     def __init__(
         self,
         loop: Loop,
+        vault: Vault,
         session: Session,
         helper_pid: int,
-        sync: socket.socket,
+        sync: socket.socket | None,
         started: Outcome,
         ended: Callable[[int], None],
         *,
         says_done: bool = False,
+        known: Callable[[], None] = lambda: None,
     ) -> None:
-        self._loop, self._session, self._sync = loop, session, sync
+        self._loop, self._vault, self._session, self._sync = loop, vault, session, sync
         self._started: Outcome | None = started
-        self._ended = ended
+        self._ended, self._known = ended, known
         self._says_done, self._done = says_done, False
         self._failed = False
-        self._helper_pid, self._pid, self._pidfd = helper_pid, -1, -1
-        sync.setblocking(False)
-        loop.watch(sync.fileno(), READ, self._message)
-        session.send_signal = self._send_signal
+        self._helper_pid = helper_pid
+        self._inside: Mortal | None = None
+        if sync is not None:
+            sync.setblocking(False)
+            loop.watch(sync.fileno(), READ, self._message)
+        session.send_signal = self.send_signal
 
-    def _send_signal(self, number: int) -> None:
-        if self._pidfd >= 0:
-            try:
-                process.pidfd_send_signal(self._pidfd, number)
-            except ProcessLookupError:
-                pass
+    def deposit(self, bundle: Bundle) -> dict[str, Any]:
+        inside = self._inside
+        return {
+            "pid": inside.pid if inside is not None else 0,
+            "pidfd": bundle.add(inside.pidfd if inside is not None else -1),
+            "stranger": inside is not None and inside.stranger,
+            "sync": bundle.add(self._sync.fileno() if self._sync is not None else -1),
+            "started": self._started is None,
+            "says_done": self._says_done,
+            "done": self._done,
+        }
+
+    @classmethod
+    def restore(
+        cls,
+        loop: Loop,
+        vault: Vault,
+        session: Session,
+        started: Outcome,
+        ended: Callable[[int], None],
+        state: dict[str, Any],
+        taken: Taken,
+    ) -> JoinedProcess:
+        sync_fd = taken.fd(state["sync"])
+        sync = socket.socket(fileno=sync_fd) if sync_fd >= 0 else None
+        says_done = bool(state["says_done"])
+        visit = cls(loop, vault, session, -1, sync, started, ended, says_done=says_done)
+        visit._done = bool(state["done"])
+        visit._inside = Mortal(
+            *(loop, vault, int(state["pid"]), taken.fd(state["pidfd"]), visit._died),
+            stranger=bool(state["stranger"]),
+        )
+        if state["started"]:
+            visit._started = None
+        elif not says_done:
+            visit.send_signal(_SIGKILL)  # whoever asked for it was told that it failed
+        return visit
+
+    def send_signal(self, number: int) -> None:
+        if self._inside is not None:
+            self._inside.signal(number)
+
+    def disown(self) -> None:
+        if self._inside is not None:
+            self._inside.disown()
 
     def _message(self, _: int) -> None:
+        if self._sync is None:
+            return
         try:
             message, fds = sockets.receive(self._sync)
         except BlockingIOError:
@@ -62,10 +115,12 @@ class JoinedProcess:
             self._closed()
             return
         if "pid" in message and fds:
-            self._pid, self._pidfd = int(message["pid"]), fds.pop()
+            self._inside = Mortal(
+                self._loop, self._vault, int(message["pid"]), fds.pop(), self._died
+            )
             os.waitpid(self._helper_pid, 0)  # it has nothing left to do but exit
             self._helper_pid = -1
-            self._loop.watch(self._pidfd, READ, self._died)
+            self._known()
         elif "terminal" in message and fds:
             self._session.take_terminal(fds.pop())
         elif "done" in message:
@@ -78,8 +133,10 @@ class JoinedProcess:
 
     def _closed(self) -> None:
         """Both the helper and the process inside have closed their end: exec'd, or gone."""
+        assert self._sync is not None
         self._loop.unwatch(self._sync.fileno())
         self._sync.close()
+        self._sync = None
         if self._helper_pid >= 0:
             os.waitpid(self._helper_pid, 0)
             self._helper_pid = -1
@@ -92,15 +149,13 @@ class JoinedProcess:
         if started is not None:
             started(error)
 
-    def _died(self, _: int) -> None:
-        self._loop.unwatch(self._pidfd)
-        _, status = os.waitpid(self._pid, 0)
-        while self._sync.fileno() >= 0 and self._sync.fileno() in self._loop:
+    def _died(self, ending: Ending) -> None:
+        while self._sync is not None:  # its last words; the helper's end may still close
             self._message(0)
-        os.close(self._pidfd)
-        self._pidfd = -1
+        if self._inside is not None:
+            self._inside.forget()
         if not self._failed:
-            code, _ = process.exit_code_of(status)
+            code = ending[0] if ending is not None else 125
             self._ended(code if self._done or not self._says_done else code or 125)
 
 
@@ -123,8 +178,37 @@ class GuestSession:
         self._ended = ended
         self._control.setblocking(False)
         self._loop.watch(self._control.fileno(), READ, self._message)
-        session.send_signal = self._send_signal
+        session.send_signal = self.send_signal
         session.send_resize = self._send_resize
+
+    def deposit(self, bundle: Bundle) -> dict[str, Any]:
+        return {
+            "control": bundle.add(self._control.fileno()),
+            "started": self._started is None,
+            "says_done": self._says_done,
+        }
+
+    @classmethod
+    def restore(
+        cls,
+        loop: Loop,
+        session: Session,
+        started: Outcome,
+        ended: Callable[[int], None],
+        state: dict[str, Any],
+        taken: Taken,
+    ) -> GuestSession:
+        control = socket.socket(fileno=taken.fd(state["control"]))
+        says_done = bool(state["says_done"])
+        visit = cls(loop, control, session, started, ended, says_done=says_done)
+        if state["started"]:
+            visit._started = None
+        elif not says_done:
+            visit.send_signal(_SIGKILL)
+        return visit
+
+    def disown(self) -> None:
+        """Its process is the guest's: no holder's death changes that."""
 
     def execute(self, plan: Process, stdio: tuple[int, ...], *, rows: int, cols: int) -> None:
         request = {
@@ -145,7 +229,7 @@ class GuestSession:
     def request(self, message: dict[str, Any], fds: tuple[int, ...]) -> None:
         sockets.send(self._control, message, fds)
 
-    def _send_signal(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         self._steer({"op": "signal", "signal": signal.Signals(number).name})
 
     def _send_resize(self, rows: int, cols: int) -> None:

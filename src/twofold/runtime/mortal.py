@@ -1,0 +1,75 @@
+"""A process that the keeper watches to its end, whoever's child it is by then.
+
+Our own child is reaped by us, but only after everybody was told: a keeper killed in between leaves
+the status for the next one. What an earlier keeper started is the holder's child, which tells its
+status. What outlived both is a stranger's: the kernel may tell its status, or nobody.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from twofold.linux import exits, process
+from twofold.runtime.deposit import Vault
+from twofold.runtime.loop import READ, Loop
+
+# (exit code, signal); None: nobody knows how it ended.
+Ending = tuple[int, int] | None
+
+
+class Mortal:
+    """Owns ``pidfd``. ``died`` is called once."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        vault: Vault,
+        pid: int,
+        pidfd: int,
+        died: Callable[[Ending], None],
+        *,
+        stranger: bool = False,
+    ) -> None:
+        self._loop, self._vault, self._died = loop, vault, died
+        self.pid, self.pidfd, self.stranger = pid, pidfd, stranger
+        loop.watch(pidfd, READ, self._ended)
+
+    def signal(self, number: int) -> None:
+        """Nothing happens to a dead one."""
+        if self.pidfd >= 0:
+            try:
+                process.pidfd_send_signal(self.pidfd, number)
+            except ProcessLookupError:
+                pass
+
+    def disown(self) -> None:
+        """The holder has died: who was its child is a stranger's now."""
+        try:
+            exits.of_child(self.pidfd)
+        except ChildProcessError:
+            self.stranger = True
+
+    def _ended(self, _: int) -> None:
+        self._loop.unwatch(self.pidfd)
+        try:
+            ending = exits.of_child(self.pidfd)
+        except ChildProcessError:
+            if self.stranger:
+                self._tell(exits.of_stranger(self.pid, self.pidfd))
+            else:
+                self._vault.when_reaped(
+                    self.pid, lambda status: self._tell(process.exit_code_of(status))
+                )
+            return
+        self._tell(ending)
+        os.waitpid(self.pid, 0)
+
+    def _tell(self, ending: Ending) -> None:
+        self._died(ending)
+
+    def forget(self) -> None:
+        if self.pidfd >= 0:
+            self._loop.unwatch(self.pidfd)
+            os.close(self.pidfd)
+            self.pidfd = -1
