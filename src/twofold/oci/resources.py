@@ -39,12 +39,11 @@ _THROTTLES = {
     "throttleWriteIOPSDevice": "write_iops",
 }
 # Nodes may be made (not opened) inside, as with every engine; the standard ones may be used.
-_DEFAULT_RULES = (
-    DENY_ALL,
+_MAY_BE_MADE = (
     DeviceRule(allow=True, kind="c", access="m"),
     DeviceRule(allow=True, kind="b", access="m"),
-    *STANDARD_DEVICES,
 )
+_DEFAULT_RULES = (DENY_ALL, *STANDARD_DEVICES, *_MAY_BE_MADE)
 
 
 def parse(node: Node | None, *, devices: bool = True) -> Resources:
@@ -72,7 +71,9 @@ def parse(node: Node | None, *, devices: bool = True) -> Resources:
 def _with_defaults(rules: tuple[DeviceRule, ...]) -> tuple[DeviceRule, ...]:
     """Ours, then what the document says after it has denied everything: its later rules win."""
     denials = [index for index, rule in enumerate(rules) if rule == DENY_ALL]
-    return (*_DEFAULT_RULES, *rules[denials[-1] + 1 if denials else 0 :])
+    own = rules[denials[-1] + 1 if denials else 0 :]
+    # Last, so that an engine's "deny c 10:229 rwm" (docker's) makes no hole that v1 cannot have.
+    return (DENY_ALL, *STANDARD_DEVICES, *own, *_MAY_BE_MADE)
 
 
 def _device_rules(node: Node | None) -> tuple[DeviceRule, ...]:
