@@ -127,6 +127,9 @@ def _create(
 ) -> Created:
     program = filter_program(plan.seccomp)
     hierarchies = cgroups.detect()
+    if session.rootless and not plan.has_resources:
+        # A user without rights may make no groups; without limits to keep none is needed.
+        hierarchies = cgroups.Hierarchies(v1={}, v2="", v2_controllers=())
     group = _group(session, hierarchies, plan, request.id)
     group.claim()
     record = _record(request, plan, group)
@@ -170,7 +173,7 @@ def _record(request: Request, plan: ContainerPlan, group: cgroups.Group) -> stat
         created_at=time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
         + f".{int(now % 1 * 1e9):09d}Z",
         rootfs=plan.filesystem.root,
-        cgroup=group.to_state(),
+        cgroup=group.to_state() if group.paths() else {},
         annotations=plan.annotations,
         own_pid_namespace="pid" in plan.namespaces.new,
         own_mount_namespace="mount" in plan.namespaces.new,
@@ -209,7 +212,9 @@ def _ready(
         path, name = plan.namespaces.joined["user"], plan.namespaces.fields["user"]
         userns_fd = namespaces.open_joined("user", path, name)
     try:
-        prepared = mounting.prepare(plan.filesystem, userns_fd=userns_fd, cgroups=view)
+        prepared = mounting.Prepared()
+        if os.geteuid() == 0:  # a user without rights can only do it in the new namespaces
+            prepared = mounting.prepare(plan.filesystem, userns_fd=userns_fd, cgroups=view)
     finally:
         if userns_fd >= 0:
             os.close(userns_fd)

@@ -20,6 +20,7 @@ from twofold.linux import netconf, process, terminal
 from twofold.oci import channel, program
 from twofold.record import dataclass
 from twofold.runtime import credentials, interpreter, mounting, namespaces, spawn
+from twofold.runtime.imports import forget_modules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,17 +75,6 @@ def preload(plan: ContainerPlan) -> None:
         from twofold.oci import console  # noqa: F401
     if plan.seccomp is not None and plan.seccomp.notifies:
         from twofold.runtime import seccomp_listener  # noqa: F401
-
-
-def forget_modules() -> None:
-    """Never import again: the paths that modules come from are about to be the container's."""
-    sys.meta_path[:] = [
-        finder
-        for finder in sys.meta_path
-        if getattr(finder, "__name__", "") in ("BuiltinImporter", "FrozenImporter")
-    ]
-    sys.path[:] = []
-    sys.path_importer_cache.clear()
 
 
 def first_process(making: Making) -> NoReturn:
@@ -165,6 +155,8 @@ def _write_sysctl(path: str, value: str) -> None:
 
 def _build(making: Making) -> mounting.Built:
     plan = making.plan
+    if making.prepared.root_fd < 0:
+        making.prepared = mounting.prepare(plan.filesystem, cgroups=making.view)
     built = mounting.build(plan.filesystem, making.prepared, cgroups=making.view)
     channel.send(making.sync, {"event": "mounted"})
     if any(kind in plan.hooks for kind in ("prestart", "createRuntime")):

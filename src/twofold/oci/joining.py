@@ -12,9 +12,9 @@ import os
 from twofold.errors import IllegalState, RuntimeFailed
 from twofold.linux import process, scheduling, sockets, terminal
 from twofold.oci import channel, console, fault, program
-from twofold.oci.init import forget_modules
 from twofold.record import dataclass
 from twofold.runtime import credentials, interpreter, namespaces, spawn
+from twofold.runtime.imports import forget_modules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

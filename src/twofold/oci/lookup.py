@@ -26,6 +26,13 @@ class Found:
             raise IllegalState(f"container {self.record.id!r} has no control group")
         return destroy.group_of(self.record)
 
+    def group_to_enter(self) -> cgroups.Group:
+        """Its control group, or one of no hierarchy where it has none (a user without rights)."""
+        if self.record.cgroup:
+            return self.group()
+        nothing = cgroups.Hierarchies(v1={}, v2="", v2_controllers=())
+        return cgroups.Group(nothing, self.record.id)
+
     def frozen(self) -> bool:
         try:
             return bool(self.record.cgroup) and self.group().frozen()

@@ -90,6 +90,12 @@ def _mounts(*, rootless: bool) -> list[dict[str, Any]]:
     }
     if rootless:  # sysfs wants a network namespace of its own, which would have no way out
         sysfs |= {"type": "none", "source": "/sys", "options": ["rbind", *quiet, "ro"]}
+    cgroup = {
+        "destination": "/sys/fs/cgroup",
+        "type": "cgroup",
+        "source": "cgroup",
+        "options": [*quiet, "relatime", "ro"],
+    }
     return [
         {"destination": "/proc", "type": "proc", "source": "proc", "options": quiet},
         {
@@ -112,10 +118,5 @@ def _mounts(*, rootless: bool) -> list[dict[str, Any]]:
         },
         {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": quiet},
         sysfs,
-        {
-            "destination": "/sys/fs/cgroup",
-            "type": "cgroup",
-            "source": "cgroup",
-            "options": [*quiet, "relatime", "ro"],
-        },
+        *([] if rootless else [cgroup]),
     ]

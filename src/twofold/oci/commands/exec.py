@@ -59,7 +59,7 @@ def run(values: Values, rest: list[str], session: Session) -> int:
         if not detached:
             foreground.hold_signals()
         seccomp = config.seccomp_of(bundle)
-        group = found.group()
+        group = found.group_to_enter()
         joined = joining.join(
             found,
             session,
