@@ -238,6 +238,8 @@ class Session:
         got from its own pipe, and when it does not mind, we leave it to its log."""
         if not any(pump.reader_left and pump.sink == 1 for pump in self._pumps):
             return None
+        if self._joins:
+            raise DetachKeysError  # it was not started for us: it goes on for the others
         now = time.monotonic()
         if not self._leave_at:
             self._leave_at = now + READER_LEFT_GRACE_S

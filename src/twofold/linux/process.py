@@ -112,8 +112,9 @@ def stat_of(pid: int) -> tuple[str, int]:
     return fields[0].decode(), int(fields[19])
 
 
-def pidfd_send_signal(pidfd: int, number: int) -> None:
-    syscall("pidfd_send_signal", pidfd, number, None, 0)
+def pidfd_send_signal(pidfd: int, number: int, *, group: bool = False) -> None:
+    """``group``: to the process group that the process leads (Linux 6.9, else OSError EINVAL)."""
+    syscall("pidfd_send_signal", pidfd, number, None, 4 if group else 0)
 
 
 def set_host_name(name: str) -> None:

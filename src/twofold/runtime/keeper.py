@@ -370,7 +370,10 @@ class Keeper:
                 os.close(fd)
 
     def _archive(self, message: dict[str, Any], fds: list[int], reply: Reply) -> None:
-        entry = self._running(message)
+        entry = self._entry(message)
+        # A container's root is furnished before anything runs in it: a stopped one is copied from.
+        if entry.state != "created" or entry.plan.vm is not None:
+            entry = self._running(message)
         direction, path = str(message["direction"]), str(message["path"])
         if direction not in ("in", "out") or len(fds) != 1:
             raise InvalidInput("archive takes a direction (in, out) and one descriptor")

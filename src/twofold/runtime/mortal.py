@@ -43,6 +43,15 @@ class Mortal:
             except ProcessLookupError:
                 pass
 
+    def kill_group(self) -> None:
+        """It and what it started, unless that went into a session of its own."""
+        if self.pidfd >= 0:
+            try:
+                process.pidfd_send_signal(self.pidfd, 9, group=True)
+            except OSError:
+                pass  # an older kernel, or it has not become a leader yet
+        self.signal(9)
+
     def disown(self) -> None:
         """The holder has died: who was its child is a stranger's now."""
         try:

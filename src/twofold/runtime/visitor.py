@@ -95,7 +95,9 @@ class JoinedProcess:
         return visit
 
     def send_signal(self, number: int) -> None:
-        if self._inside is not None:
+        if self._inside is not None and number == _SIGKILL:
+            self._inside.kill_group()
+        elif self._inside is not None:
             self._inside.signal(number)
 
     def disown(self) -> None:
@@ -230,7 +232,8 @@ class GuestSession:
         sockets.send(self._control, message, fds)
 
     def send_signal(self, number: int) -> None:
-        self._steer({"op": "signal", "signal": signal.Signals(number).name})
+        name = signal.Signals(number).name
+        self._steer({"op": "signal", "signal": name, "group": number == _SIGKILL})
 
     def _send_resize(self, rows: int, cols: int) -> None:
         self._steer({"op": "resize", "rows": rows, "cols": cols})
