@@ -17,11 +17,9 @@ Deletes nothing it does not know.
 """
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
-import signal
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -329,18 +327,7 @@ async def after_keeper_change(manager: InstanceManager) -> None:
 
 def remove_group(path: str) -> None:
     """End what a dead keeper left behind in a cgroup, and remove it."""
-    hierarchies = cgroups.detect()
-    for mount in {*hierarchies.v1.values(), hierarchies.v2} - {""}:
-        for pid in _members(f"{mount}/{path}"):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-    if not cgroups.Group(hierarchies, path).remove():
+    group = cgroups.Group(cgroups.detect(), path)
+    group.kill()
+    if not group.remove():
         log.warning("cgroup %s still has dying processes; its next start removes it", path)
-
-
-def _members(directory: str) -> list[int]:
-    try:
-        with open(f"{directory}/cgroup.procs", encoding="ascii") as file:
-            return [pid for line in file if (pid := int(line)) > 1]
-    except (OSError, ValueError):
-        return []
