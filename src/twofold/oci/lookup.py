@@ -30,6 +30,8 @@ class Found:
         """Its control group, or one of no hierarchy where it has none (a user without rights)."""
         if self.record.cgroup:
             return self.group()
+        from twofold.runtime import cgroups
+
         nothing = cgroups.Hierarchies(v1={}, v2="", v2_controllers=())
         return cgroups.Group(nothing, self.record.id)
 

@@ -67,6 +67,12 @@ def main() -> NoReturn:
     except OSError as error:
         session.report(TwofoldError(str(error)))
         code = 1
+    except Exception as error:  # an engine reads the log, not a traceback
+        if session.debug:
+            raise
+        hint = "this is a fault of twofold-oci; --debug shows where"
+        session.report(TwofoldError(f"{type(error).__name__}: {error}", hint=hint))
+        code = 1
     leave(code)
 
 
