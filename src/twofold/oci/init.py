@@ -13,7 +13,6 @@ What fails is told to the runtime as an error; the program's exec closes the soc
 from __future__ import annotations
 
 import os
-import sys
 
 from twofold.errors import InvalidInput, RuntimeFailed
 from twofold.linux import netconf, process, terminal
