@@ -9,6 +9,7 @@ import pty
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,11 @@ from twofold.model.paths import Paths
 from twofold.runtime import cgroups
 
 Runner = Callable[..., "subprocess.CompletedProcess[bytes]"]
-FLAGS = {"container": [], "virtio": ["--vm"]}
+FLAGS = {
+    "container": [],
+    "virtio": ["--vm"],
+    "emulated": ["--vm", "--hardware", "emulated"],
+}
 TICKS = "trap 'exit 7' TERM; while read line; do echo got $line; done; while :; do sleep .1; done"
 
 
@@ -36,7 +41,10 @@ class Wall:
         return self.kind != "container"
 
 
-@pytest.fixture(scope="module", params=list(FLAGS))
+@pytest.fixture(
+    scope="module",
+    params=["container", "virtio", pytest.param("emulated", marks=pytest.mark.slow)],
+)
 def wall(request: pytest.FixtureRequest, twofold: Runner, debian_image: str) -> Iterator[Wall]:
     made = Wall(f"live-{request.param}", request.param)
     twofold(
@@ -206,6 +214,16 @@ def test_a_command_that_takes_too_long_leaves_nothing(
         while [one for one in box.processes() if "4713" in one.command]:
             assert time.monotonic() < deadline
             time.sleep(0.1)
+
+
+def test_several_commands_at_once(wall: Wall, twofold_root: str) -> None:
+    def ask(number: int) -> bytes:
+        with Twofold(twofold_root) as client:
+            script = f"sleep 1; echo {number}"
+            return client.instance(wall.name).exec(["sh", "-c", script], timeout_s=60).stdout
+
+    with ThreadPoolExecutor(12) as threads:
+        assert list(threads.map(ask, range(12))) == [b"%d\n" % number for number in range(12)]
 
 
 def test_files_of_a_stopped_one(twofold: Runner, debian_image: str, tmp_path: Path) -> None:

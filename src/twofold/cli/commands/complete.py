@@ -113,6 +113,12 @@ def _words_for(action: argparse.Action, verb: str, root: str | None) -> Iterator
     elif action.metavar == "KEY":
         for template in client.call("GET", url("templates")):
             yield template["key"], template["shape"]["image"]
+    elif verb == "set":
+        from twofold.cli.commands.set import KEYS
+
+        yield from ((f"{key}=", "") for key in KEYS)
+        for instance in client.call("GET", url("instances", all=True)):
+            yield instance["name"], instance["state"]
     elif action.metavar == "NAME" and verb != "image import":
         for instance in client.call("GET", url("instances", all=True)):
             yield instance["name"], instance["state"]
