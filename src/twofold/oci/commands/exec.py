@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from twofold.errors import IllegalState, InvalidInput
+from twofold.errors import IllegalState, InvalidInput, Unsupported
 from twofold.oci import config, console, document, foreground, joining, lookup, start
 from twofold.oci import process as process_parser
 from twofold.oci.arguments import FLAG, MANY, VALUE, Option
@@ -30,7 +30,7 @@ OPTIONS = {
     "no-new-privs": Option(FLAG, "set-user-ID programs give no rights"),
     "apparmor": Option(VALUE, "AppArmor profile", meta="PROFILE"),
     "process-label": Option(VALUE, "SELinux label", meta="LABEL"),
-    "cgroup": Option(MANY, "run in this group below the container's", meta="PATH"),
+    "cgroup": Option(MANY, "refused: it always runs in the container's group", meta="PATH"),
     "ignore-paused": Option(FLAG, "also in a paused container: it runs when that is resumed"),
     "pid-file": Option(VALUE, "write the process id there", meta="FILE"),
     "console-socket": Option(VALUE, "unix socket that receives the terminal", meta="PATH"),
@@ -43,6 +43,11 @@ _ID_LIMIT = 2**32 - 2
 def run(values: Values, rest: list[str], session: Session) -> int:
     if not rest:
         raise InvalidInput("exec takes a container id", hint="twofold-oci exec ID PROGRAM")
+    if values.given("cgroup"):
+        raise Unsupported(
+            f"--cgroup {values.text('cgroup')!r}: groups below the container's are not supported",
+            hint="leave the option out",
+        )
     preserved = values.number("preserve-fds", 0, 1024)
     check_preserved(preserved)
     detached = values.flag("detach")
