@@ -9,6 +9,9 @@ import hashlib
 import os
 import subprocess
 import sys
+import sysconfig
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,6 +77,22 @@ def test_an_entry_point_that_is_the_runtime_itself_cannot_change_it(
     assert watch.count("rounds") > 50
     assert watch.starting("exe foreign"), "control: the interpreter was not even seen"
     assert watch.starting("write") == []
+
+
+@pytest.mark.timeout(120)
+def test_a_traced_program_does_not_hold_up_its_keeper(
+    twofold: Runner, prison: str, unfiltered: str, probes: Path
+) -> None:
+    """A tracer is told first of an end; whoever waits for the rest of it waits for the tracer."""
+    with Background(twofold, prison, probes, "trace") as trace:
+        for _ in range(3):
+            traced = threading.Thread(target=twofold, args=("exec", prison, "sleep", "0.3"))
+            traced.start()
+            time.sleep(0.6)  # it has ended by now, and the tracer does not let go of it
+            assert twofold("exec", unfiltered, "true", timeout_s=15).returncode == 0
+    traced.join(15)
+    assert not traced.is_alive()
+    assert trace.count("traced") >= 3, "control: nothing was traced"
 
 
 @pytest.fixture
@@ -250,3 +269,46 @@ def test_the_profile_is_the_documented_one(twofold: Runner, prison: str, clone: 
     for line in output.splitlines():
         if " on /proc type" in line or " on /sys type" in line or " on /dev/shm" in line:
             assert {"nosuid", "nodev", "noexec"} <= set(line.split("(")[1].strip(")").split(","))
+
+
+# Modules: where the host's interpreter looks for them once the container's root is its own
+
+PLANTED = (
+    "import posix\nposix.close(posix.open('/planted', posix.O_CREAT | posix.O_WRONLY, 0o666))\n"
+)
+
+
+def plant(folder: Path, clone: Path) -> None:
+    """A tree of every module the host's interpreter could look for, each of which would tell."""
+    for place in {*sys.path, sysconfig.get_path("stdlib"), str(clone / "src")}:
+        if not os.path.isdir(place):
+            continue
+        for path in Path(place).rglob("*.py"):
+            if "test" in path.parts or "/tests/" in str(path):
+                continue
+            copy = folder / str(path).lstrip("/")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(PLANTED)
+
+
+def test_no_module_of_the_image_is_ever_imported(
+    twofold: Runner, debian_image: str, probes: Path, clone: Path
+) -> None:
+    """What is imported late comes from the container's root: it would run with our rights."""
+    plant(probes / "tree", clone)
+    (probes / "evil").write_text("#!/proc/self/exe\n")
+    (probes / "evil").chmod(0o755)
+    looks = ("sh", "-c", "test -e /planted")
+    for name in container(twofold, "hostile-modules", debian_image, probes):
+        twofold("exec", name, "cp", "-r", "/probes/tree/.", "/", check=True)
+        assert twofold("exec", name, *looks).returncode == 1
+        twofold("exec", name, "no-such-program")
+        twofold("exec", "-u", "nobody-there", name, "true")
+        twofold("exec", "-w", "/proc/1/no", name, "true")
+        twofold("exec", "-t", name, "true")
+        twofold("cp", f"{name}:/etc/passwd", str(probes / "copy"), check=True)
+        twofold("cp", str(probes / "copy"), f"{name}:/tmp/copy", check=True)
+        twofold("restart", "-t", "0", name, check=True)
+        assert twofold("exec", name, *looks).returncode == 1
+        twofold("exec", name, "/probes/evil")
+        assert twofold("exec", name, *looks).returncode == 0, "control: it would have been found"

@@ -302,6 +302,16 @@ def just_before_exec(
 # Twofold's own containers and the VM's monitor
 
 
+def raise_ceilings(plan: dict[str, tuple[int, int]], pid: int) -> None:
+    """Lift hard limits of ``pid`` (0: the caller) with the host's rights, as far as they go.
+
+    A user namespace may not; ``apply_limits`` there says what is still missing.
+    """
+    known = {name: pair for name, pair in plan.items() if name.upper() in limits.NUMBERS}
+    for number, (soft, hard) in attribute_plans.numbered_limits(known).items():
+        _raise_ceiling(number, soft, hard, pid=pid, warn=lambda _: None)
+
+
 def apply_limits(plan: dict[str, tuple[int, int]]) -> list[str]:
     """Set resource limits by their names (``nofile``); clamps and says so."""
     unknown = [name for name in plan if name.upper() not in limits.NUMBERS]

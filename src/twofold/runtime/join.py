@@ -20,6 +20,7 @@ from twofold.linux import process, sockets
 from twofold.record import dataclass
 from twofold.runtime import credentials, payload
 from twofold.runtime.cgroups import Group
+from twofold.runtime.imports import forget_modules
 from twofold.runtime.plan import Process
 from twofold.runtime.sandbox import NAMESPACES, Host
 
@@ -73,7 +74,7 @@ def execute(
         )
         return 125
 
-    return _join(target, inside, stdio)
+    return _join(target, inside, stdio, limits=plan.rlimits)
 
 
 def copy(
@@ -100,26 +101,35 @@ def copy(
 
 
 def _join(
-    target: Target, inside: Callable[[socket.socket], int], keep: tuple[int, ...]
+    target: Target,
+    inside: Callable[[socket.socket], int],
+    keep: tuple[int, ...],
+    *,
+    limits: dict[str, tuple[int, int]] | None = None,
 ) -> tuple[int, socket.socket]:
     ours, theirs = sockets.pair()
     pid, pidfd = target.group.clone(beside=target.pid)
     if pid == 0:
         ours.close()
         process.close_descriptors({0, 1, 2, target.pidfd, theirs.fileno(), *keep})
-        _joining_process(target, theirs, inside)
+        _joining_process(target, theirs, inside, limits or {})
     theirs.close()
     os.close(pidfd)
     return pid, ours
 
 
 def _joining_process(
-    target: Target, sync: socket.socket, inside: Callable[[socket.socket], int]
+    target: Target,
+    sync: socket.socket,
+    inside: Callable[[socket.socket], int],
+    limits: dict[str, tuple[int, int]],
 ) -> NoReturn:
     code = 125
     try:
         process.prctl(process.PR_SET_DUMPABLE, 0)
         target.group.enter()
+        credentials.raise_ceilings(limits, 0)
+        forget_modules()
         process.setns(target.pidfd, NAMESPACES | process.CLONE_NEWCGROUP)
         os.setgroups([])
         os.setresgid(0, 0, 0)

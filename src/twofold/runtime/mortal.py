@@ -14,6 +14,7 @@ from twofold.linux import exits, process
 from twofold.runtime.deposit import Vault
 from twofold.runtime.loop import READ, Loop
 
+_TRACED_RETRY_S = 2.0
 # (exit code, signal); None: nobody knows how it ended.
 Ending = tuple[int, int] | None
 
@@ -71,8 +72,16 @@ class Mortal:
                     self.pid, lambda status: self._tell(process.exit_code_of(status))
                 )
             return
+        if ending is None:  # dead, but not for us yet
+            ending = exits.of_stranger(self.pid, self.pidfd)
         self._tell(ending)
-        os.waitpid(self.pid, 0)
+        self._reap()
+
+    def _reap(self) -> None:
+        """Without waiting: a tracer in the container may hold on to its dead as long as it likes,
+        and nobody else's instance must wait for that."""
+        if os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+            self._loop.call_later(_TRACED_RETRY_S, self._reap)
 
     def _tell(self, ending: Ending) -> None:
         self._died(ending)

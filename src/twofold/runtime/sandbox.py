@@ -27,6 +27,7 @@ from twofold.guest.identity import Identity
 from twofold.linux import netconf, process, sockets, tun
 from twofold.runtime import credentials, devices, idmap, payload, resources, rootfs
 from twofold.runtime.cgroups import Group, Hierarchies
+from twofold.runtime.imports import forget_modules
 from twofold.runtime.plan import SandboxPlan
 
 NAMESPACES = (
@@ -115,6 +116,7 @@ def _hand_over(plan: SandboxPlan, host: Host, pid: int, sync: socket.socket, gro
         group.delegate(plan.id_base)
     idmap.write_maps(pid, plan.id_base)
     _set_oom_score(pid, plan.oom_score_adj)
+    credentials.raise_ceilings(plan.process.rlimits, pid)
     range_fd = idmap.open_user_namespace(pid)
     owner_fd = -1
     try:
@@ -223,6 +225,8 @@ def _build_and_run(
     process.unshare(process.CLONE_NEWCGROUP)
     socket.sethostname(plan.hostname)
     binds = dict(zip(message["binds"], fds[1:], strict=True))
+    if plan.vm is None:
+        forget_modules()  # the monitor's jail is ours; a container's root is a stranger's
     rootfs.furnish(
         plan,
         rootfs.Prepared(root_fd=fds[0], binds=binds),
