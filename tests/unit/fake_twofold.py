@@ -59,6 +59,7 @@ class FakeTwofold:
         self.replies: dict[tuple[str, str], Callable[[], Iterator[bytes]]] = {}
         self.bodies: list[bytes] = []
         self.signals: list[str] = []
+        self.resizes: list[tuple[int, int]] = []
         self.running: list[str] = []  # what one is attached to
         self.children: list[subprocess.Popen[bytes]] = []
         self._parked: dict[str, tuple[socket.socket, dict[str, Any], list[int]]] = {}
@@ -167,6 +168,8 @@ class FakeTwofold:
             if not data:
                 return
             message = json.loads(data)
+            if message["op"] == "resize":
+                self.resizes.append((message["rows"], message["cols"]))
             if message["op"] == "resize" and terminal >= 0:
                 size = struct.pack("HHHH", message["rows"], message["cols"], 0, 0)
                 fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)

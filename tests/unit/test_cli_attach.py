@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,11 +71,19 @@ def test_a_terminal_is_left_by_the_keys_of_ones_choice(fake: FakeTwofold) -> Non
 
 
 def test_joining_makes_the_program_draw_anew(fake: FakeTwofold) -> None:
+    """A size that changes and changes back: what is on the screen was drawn for others."""
     with_terminal(fake)
-    script = "trap 'stty size' WINCH; echo up; while :; do sleep .05; done"
-    fake.running = ["bash", "-c", script]
-    screen = Terminal(fake, "attach", "web", size=(33, 99))
-    screen.expect(b"33 99")
+    fake.running = ["sh", "-c", "stty -echo raw; echo up; cat -v"]
+    screen = Terminal(fake, "attach", "web")
+    screen.expect(b"up")
+    screen.type(b"x")
+    screen.expect(b"x")
+    deadline = time.monotonic() + 10
+    while len(fake.resizes) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    (first_rows, _), (rows, _) = fake.resizes[:2]
+    assert first_rows == rows + 1
     screen.type(b"\x10\x11")
     assert screen.wait() == 0
     screen.close()
