@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _ABSENT = "cgroup v2 has no such limit"
 DEFAULT_PERIOD_US = 100_000
+_PERIODS_US = range(1000, 1_000_001)  # the kernel's bounds
 # Files of the group itself that are limits, not levers on processes or on the tree's shape.
 _CORE_LIMITS = ("cgroup.max.depth", "cgroup.max.descendants", "cgroup.pressure")
 _IO_MAX_KEYS = {
@@ -91,9 +92,12 @@ def _cpu_max(quota_us: int | None, period_us: int | None) -> Write:
         # Only the period: the file takes it with a quota alone. ``max`` is what a new group has.
         return _write("cpu.max", f"max {period_us}", field="cpu.period", shown=str(period_us))
     text = "max" if quota_us <= 0 else str(quota_us)
-    if period_us is not None:
-        text += f" {period_us}"
-    return _write("cpu.max", text, field="cpu.quota", shown=str(quota_us))
+    if period_us is None:
+        return _write("cpu.max", text, field="cpu.quota", shown=str(quota_us))
+    # One line for both: when the kernel refuses it, name the one that it must be.
+    if quota_us <= 0 or period_us not in _PERIODS_US:
+        return _write("cpu.max", f"{text} {period_us}", field="cpu.period", shown=str(period_us))
+    return _write("cpu.max", f"{text} {period_us}", field="cpu.quota", shown=str(quota_us))
 
 
 def memory(resources: Resources) -> Iterator[Write | Lack]:

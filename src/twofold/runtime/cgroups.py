@@ -184,8 +184,11 @@ class Group:
         group = f"{self._hierarchies.v2}/{below}"
         return group if group.startswith(f"{self._v2_directory}/") else self._v2_directory
 
-    def delegate(self, uid: int) -> None:
-        """Give the v2 group to ``uid`` so that an init inside can manage its own tree."""
+    def delegate(self, uid: int, gid: int = -1) -> None:
+        """Give the v2 group to ``uid`` so that an init inside can manage its own tree.
+
+        Only the files that the kernel lists for it: none with which limits could be changed.
+        """
         if not self._v2_directory:
             return
         try:
@@ -194,7 +197,7 @@ class Group:
             names = ["cgroup.procs", "cgroup.subtree_control", "cgroup.threads"]
         for name in ("", *names):
             try:
-                os.chown(os.path.join(self._v2_directory, name), uid, uid)
+                os.chown(os.path.join(self._v2_directory, name), uid, gid)
             except FileNotFoundError:
                 continue
 

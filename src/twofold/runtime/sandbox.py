@@ -113,7 +113,7 @@ class Sandbox:
 def _hand_over(plan: SandboxPlan, host: Host, pid: int, sync: socket.socket, group: Group) -> None:
     """The host-privileged half: id maps, mounts."""
     if plan.cgroup.delegate:
-        group.delegate(plan.id_base)
+        group.delegate(plan.id_base, plan.id_base)
     idmap.write_maps(pid, plan.id_base)
     _set_oom_score(pid, plan.oom_score_adj)
     credentials.raise_ceilings(plan.process.rlimits, pid)
