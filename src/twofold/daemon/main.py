@@ -2,7 +2,7 @@
 
 Order: lock, directories, socket (bound, so that clients queue), restore, serve. Whoever started it
 learns through the descriptor ``N``: a line ``ready``, or the error as JSON. SIGTERM and SIGINT end
-it gracefully; instances live on in the keeper.
+it gracefully; instances live on in the keeper, unless the host itself goes down.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from twofold.api.services import Services
 from twofold.daemon import runplace, wiring
 from twofold.daemon.server import Server
 from twofold.errors import Forbidden, NoSpace, TwofoldError
+from twofold.instance import host_shutdown
 from twofold.model.paths import Paths
 from twofold.operations.operation import unexpected
 
@@ -93,6 +94,11 @@ async def serve(paths: Paths, *, ready_fd: int = -1) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.stop)
         await server.serve(sockets=[sock])
+        if await asyncio.to_thread(runplace.host_goes_down):
+            log.info("the host goes down: instances are asked to end")
+            await house.scope.close()
+            await host_shutdown.end_all(house.instances)
+            return
         log.info("the daemon ends; instances run on")
 
 

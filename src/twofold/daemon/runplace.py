@@ -10,12 +10,14 @@ import grp
 import os
 import socket
 import stat
+import subprocess
 
 from twofold.errors import Conflict, Forbidden, Unavailable
 from twofold.model.paths import Paths
 
 GROUP = "twofold"
 BACKLOG = 1024
+_SYSTEMCTL_TIMEOUT_S = 5.0
 
 
 def make_directories(paths: Paths) -> None:
@@ -132,6 +134,22 @@ def notify(state: str) -> None:
             sock.sendto(state.encode(), address)
         except OSError:
             pass  # systemd then notices by itself
+
+
+def host_goes_down() -> bool:
+    """Whether we are being ended because the host is shut down or rebooted, as systemd has it."""
+    if not os.path.isdir("/run/systemd/system"):
+        return False
+    try:
+        done = subprocess.run(
+            ["systemctl", "is-system-running"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_SYSTEMCTL_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.stdout.strip() == b"stopping"
 
 
 def boot_id() -> str:

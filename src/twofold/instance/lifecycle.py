@@ -290,11 +290,12 @@ class Lifecycle:
                 await self.wall(record).resume(record, self._run_dir(record))
             async with operation.step(f"Stopping {record.name}"):
                 self._records.save(record, state=State.STOPPING, intent="stopped")
-                if not await self._ask_to_stop(record, timeout_s):
+                if not await self.ask_to_stop(record, timeout_s):
                     await self._kill_and_wait(record)
                 await self._conclude(record)
 
-    async def _ask_to_stop(self, record: Record, timeout_s: float) -> bool:
+    async def ask_to_stop(self, record: Record, timeout_s: float) -> bool:
+        """Send the payload its stop signal; whether it has ended in time. Records nothing."""
         if timeout_s <= 0 or record.exit_event is not None:
             return record.exit_event is not None
         signal = record.main.stop_signal if record.main else "SIGTERM"
