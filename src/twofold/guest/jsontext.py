@@ -19,6 +19,13 @@ def _refuse_constant(word: str) -> float:
     raise ValueError(f"{word} is not JSON")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if value - value != 0:  # 1e999 is JSON by its grammar, and infinity by value
+        raise ValueError(f"number {text[:24]} is too large")
+    return value
+
+
 def _refuse_object(value: object) -> str:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
@@ -29,7 +36,7 @@ class _Context:
     strict = True
     object_hook = None
     object_pairs_hook = None
-    parse_float = float
+    parse_float = staticmethod(_finite)
     parse_constant = staticmethod(_refuse_constant)
 
     def __init__(self, parse_int: Callable[[str], int]) -> None:

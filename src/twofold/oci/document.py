@@ -67,7 +67,8 @@ class Node:
         if not isinstance(self.value, dict):
             self.refuse("expected an object")
         for key, value in self.value.items():
-            yield key, Node(value, f"{self.path}.{key}" if self.path else key)
+            word = _word(key)
+            yield key, Node(value, f"{self.path}.{word}" if self.path else word)
 
     def string_map(self) -> dict[str, str]:
         return {key: node.string() for key, node in self.items()}
@@ -119,6 +120,13 @@ class Node:
         if not self.string().startswith("/"):
             self.refuse("expected an absolute path")
         return str(self.value)
+
+
+def _word(key: str) -> str:
+    """A key as part of a path. Where the document chooses the keys they may hold anything."""
+    if key.isprintable() and len(key) <= _SHOWN_CHARACTERS:
+        return key
+    return jsontext.dumps(key[:_SHOWN_CHARACTERS]).decode()
 
 
 def parse(data: bytes, name: str) -> Node:
