@@ -207,6 +207,14 @@ def test_systemd_boots_in_a_container(v2: Host) -> None:
         v2.twofold("rm", "-f", "init")
 
 
+def test_systemd_in_a_container_is_refused_where_it_cannot_run(hosts: dict[str, Host]) -> None:
+    done = hosts["v1"].run("twofold", "run", "-d", "--system", "--name", "init", host_lab.IMAGE)
+    assert done.returncode == 125
+    assert b"v1 alone" in done.stderr
+    assert b"--vm" in done.stderr
+    assert "init" not in hosts["v1"].twofold("list", "--all")
+
+
 @pytest.mark.slow
 def test_a_reboot_ends_instances_gently_and_brings_them_back(v2: Host) -> None:
     script = "trap 'echo bye; exit 0' TERM; echo hello; while :; do sleep 0.2; done"

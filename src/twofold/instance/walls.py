@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from twofold.errors import InvalidInput
+from twofold.errors import InvalidInput, Unsupported
 from twofold.instance import masks, privileges, vm
 from twofold.instance.collaborators import Images, Keeper, Machines
 from twofold.instance.container import PIDS, check_target, check_volume, container_plan
@@ -18,6 +18,7 @@ from twofold.instance.record import Record
 from twofold.instance.templates import TemplateDesk
 from twofold.model.instance import InstanceSpec
 from twofold.operations import Operation
+from twofold.runtime import cgroups
 from twofold.runtime.plan import SandboxPlan
 
 
@@ -67,6 +68,12 @@ class ContainerWall:
     def check(self, spec: InstanceSpec) -> None:
         check_targets(spec)
         privileges.check(spec)
+        if spec.system and not cgroups.detect().v2:
+            raise Unsupported(
+                "this host has control groups v1 alone: an init in a container would have no tree "
+                "of its own, and systemd would not start",
+                hint="add --vm, or boot the host with systemd.unified_cgroup_hierarchy=1",
+            )
 
     async def provision(self, record: Record, directory: str) -> None:
         for name in ("upper", "work"):
