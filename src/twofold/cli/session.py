@@ -59,8 +59,11 @@ class Session:
         detach_keys: bytes = b"",
         proxy_signals: bool = True,
         joins: bool = False,
+        operates: bool = True,
     ) -> None:
-        """``joins``: the payload runs already and has drawn its screen for somebody else."""
+        """``joins``: the payload runs already and has drawn its screen for somebody else.
+        ``operates``: the request is an operation, which a signal meanwhile cancels; without, the
+        payload may run before the reply is here, and gets the signal."""
         if tty and interactive and not terminal.is_terminal(0):
             raise UsageError(
                 "-it: the standard input is not a terminal",
@@ -74,6 +77,7 @@ class Session:
         self.detach_keys = detach_keys if tty and interactive else b""
         self.proxy_signals = proxy_signals
         self._joins = joins
+        self._operates = operates
         self._pumps: list[Pump] = []
         self._door: Door | None = None
         self._raw: terminal.RawMode | None = None
@@ -319,10 +323,11 @@ class Session:
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if not self._running or not self._door:
-            if self._interrupted or not self._operation_id:
+            if self._interrupted or (self._operates and not self._operation_id):
                 raise InterruptedStartError(number)
             self._interrupted = number
-            self._cancel()
+            if self._operation_id:
+                self._cancel()
             return
         if number == signal.SIGWINCH:
             self._resize()

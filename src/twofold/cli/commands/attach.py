@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         detach_keys=args.detach_keys,
         proxy_signals=not args.no_sig_proxy,
         joins=True,
+        operates=False,
     )
     with session:
         session.start(lambda ticket: client.call("POST", f"{path}/attach", body={"ticket": ticket}))

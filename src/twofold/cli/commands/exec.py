@@ -103,7 +103,7 @@ def execute(
     """Run ``command`` in the instance with our stdio; returns its exit code."""
     body = _body(command, tty, env, workdir, user)
     client = Client(Paths(root))
-    session = Session(client, tty=tty, interactive=interactive, direct=True)
+    session = Session(client, tty=tty, interactive=interactive, direct=True, operates=False)
     with session:
         session.start(
             lambda ticket: client.call(
