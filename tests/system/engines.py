@@ -1,0 +1,129 @@
+"""podman and dockerd of their own, with ``twofold-oci`` as their runtime, gone afterwards.
+
+Nothing of an engine that may already run here is touched: data, sockets and state are below one
+directory of the test, and the image is a tarball of one busybox.
+"""
+
+import contextlib
+import io
+import os
+import secrets
+import shutil
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import oci_lab
+
+IMAGE = "twofold-test-busybox"
+_PASSWD = b"root:x:0:0::/:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n"
+
+
+class Engine:
+    """``engine("run", …)`` is one call of the command line."""
+
+    def __init__(self, prefix: Sequence[str], home: Path) -> None:
+        self.prefix, self.home = list(prefix), home
+
+    def __call__(
+        self, *words: str, check: bool = True, stdin: bytes = b"", timeout_s: float = 60
+    ) -> subprocess.CompletedProcess[bytes]:
+        done = subprocess.run(
+            [*self.prefix, *words],
+            input=stdin,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"{words} exited with {done.returncode}: {done.stderr.decode()}")
+        return done
+
+    def says(self, *words: str) -> str:
+        return self(*words).stdout.decode().strip()
+
+    def until(self, wanted: str, *words: str, timeout_s: float = 30) -> str:
+        """Ask again until the answer holds ``wanted``: an engine notices an end by itself."""
+        deadline = time.monotonic() + timeout_s
+        while wanted not in (said := self.says(*words)):
+            assert time.monotonic() < deadline, f"{words}: {said}"
+            time.sleep(0.1)  # no event of an engine is older than its state
+        return said
+
+
+def image_tarball() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name in ("bin", "etc", "tmp", "dev", "proc", "sys"):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(entry)
+        archive.add(oci_lab.BUSYBOX, "bin/busybox")
+        for applet in (*oci_lab.APPLETS, "httpd"):
+            entry = tarfile.TarInfo(f"bin/{applet}")
+            entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
+            archive.addfile(entry)
+        entry = tarfile.TarInfo("etc/passwd")
+        entry.size = len(_PASSWD)
+        archive.addfile(entry, io.BytesIO(_PASSWD))
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def podman(runtime: str) -> Iterator[Engine]:
+    home = Path(f"/tmp/twofold-podman-{secrets.token_hex(3)}")
+    home.mkdir()
+    prefix = ["podman", "--root", f"{home}/storage", "--runroot", f"{home}/run"]
+    prefix += ["--tmpdir", f"{home}/tmp", "--cgroup-manager", "cgroupfs"]
+    prefix += ["--events-backend", "none", "--runtime", runtime]
+    engine = Engine(prefix, home)
+    try:
+        engine("import", "--quiet", "-", IMAGE, stdin=image_tarball())
+        yield engine
+    finally:
+        engine("rm", "--all", "--force", "--time", "0", check=False)
+        for mount in (f"{home}/storage/overlay", f"{home}/storage"):
+            subprocess.run(["umount", "-l", mount], check=False, capture_output=True)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def docker(runtime: str) -> Iterator[Engine]:
+    """Debian's dockerd with its own containerd. The bridge is left to none."""
+    home = Path(f"/tmp/twofold-docker-{secrets.token_hex(3)}")
+    home.mkdir()
+    socket_path = f"unix://{home}/docker.sock"
+    argv = ["/usr/sbin/dockerd", "--data-root", f"{home}/data", "--exec-root", f"{home}/exec"]
+    argv += ["--pidfile", f"{home}/pid", "--host", socket_path, "--bridge", "none"]
+    argv += ["--iptables=false", "--ip6tables=false", "--config-file", f"{home}/none.json"]
+    argv += ["--add-runtime", f"twofold={runtime}", "--default-runtime", "twofold"]
+    argv += ["--storage-driver", "vfs"]
+    (home / "none.json").write_text("{}")
+    with open(home / "log", "wb") as log:
+        daemon = subprocess.Popen(argv, stdout=log, stderr=log)
+    client = "/usr/bin/docker" if os.path.exists("/usr/bin/docker") else "docker"
+    engine = Engine([client, "--host", socket_path], home)
+    try:
+        deadline = time.monotonic() + 60
+        while engine("version", check=False).returncode:
+            said = (home / "log").read_text()[-1500:]
+            assert daemon.poll() is None, said
+            assert time.monotonic() < deadline, said
+            time.sleep(0.2)  # dockerd says on no descriptor that it is ready
+        engine("import", "-", IMAGE, stdin=image_tarball())
+        yield engine
+    finally:
+        for name in engine("ps", "--all", "--quiet", check=False).stdout.decode().split():
+            engine("rm", "--force", name, check=False)
+        daemon.terminate()
+        try:
+            daemon.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
+        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+            if (target := line.split(" ")[4]).startswith(f"{home}/"):
+                subprocess.run(["umount", "-l", target], check=False, capture_output=True)
+        shutil.rmtree(home, ignore_errors=True)
