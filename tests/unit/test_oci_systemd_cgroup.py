@@ -87,6 +87,14 @@ def test_limits_as_properties() -> None:
     assert systemd.properties(Resources()) == []
 
 
+def test_weights_keep_their_scale_on_v1() -> None:
+    asked = Resources(cpu=Cpu(shares=512), block_io=BlockIo(weight=200))
+    assert systemd.properties(asked, v1=True) == [
+        ("CPUShares", "t", "512"),
+        ("BlockIOWeight", "t", "200"),
+    ]
+
+
 def test_no_limit_is_infinity() -> None:
     asked = Resources(
         memory=Memory(limit_bytes=-1, swap_bytes=-1, reservation_bytes=-1),

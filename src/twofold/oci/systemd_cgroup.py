@@ -114,12 +114,15 @@ class Scope(Group):
         super().__init__(hierarchies, path, made=made)
         self._unit, self._slice = unit, parent
 
+    def _on_v1(self) -> bool:
+        return any(self.paths())
+
     def to_state(self) -> dict[str, Any]:
         return {**super().to_state(), "unit": self._unit, "slice": self._slice}
 
     def apply(self, resources: Resources, *, strict: bool = True) -> list[str]:
         """Tell systemd, then write all the limits as without it."""
-        told = properties(resources)
+        told = properties(resources, v1=self._on_v1())
         if _state(self._unit) == "active":
             _call("SetUnitProperties", "sba(sv)", self._unit, "true", str(len(told)), *_flat(told))
         else:
@@ -127,9 +130,17 @@ class Scope(Group):
         return super().apply(resources, strict=strict)
 
     def _start(self, told: list[tuple[str, ...]]) -> None:
-        pids = [str(pid) for pid in self.pids()]
-        if not pids:
+        members = self.pids()
+        if not members:
             raise RuntimeFailed(f"no process is left in the container for unit {self._unit}")
+        self._start_with([str(pid) for pid in members], told)
+        if self._on_v1():
+            # On v1 systemd clears away the groups of controllers that it does not use itself.
+            self.create()
+            for pid in members:
+                self.add(pid)
+
+    def _start_with(self, pids: list[str], told: list[tuple[str, ...]]) -> None:
         settings = [
             ("Description", "s", f"container {self._unit}"),
             ("Slice", "s", self._slice),
@@ -163,10 +174,11 @@ class Scope(Group):
         return super().remove()
 
 
-def properties(resources: Resources) -> list[tuple[str, ...]]:
+def properties(resources: Resources, *, v1: bool = False) -> list[tuple[str, ...]]:
     """Limits as properties of a unit: (name, type, values). Pure.
 
-    Those that systemd writes by itself, with its default when it knows of none.
+    Those that systemd writes by itself, with its default when it knows of none. It converts most
+    of them where controllers are on ``v1``; weights it would round.
     """
     memory, cpu = resources.memory, resources.cpu
     found: list[tuple[str, ...]] = []
@@ -179,7 +191,9 @@ def properties(resources: Resources) -> list[tuple[str, ...]]:
     if memory.reservation_bytes is not None:
         low = 0 if memory.reservation_bytes == NO_LIMIT else memory.reservation_bytes
         found.append(("MemoryLow", "t", str(low)))
-    if cpu.shares is not None:
+    if cpu.shares is not None and v1:
+        found.append(("CPUShares", "t", str(cpu.shares)))
+    elif cpu.shares is not None:
         found.append(("CPUWeight", "t", str(cgroup_v2.weight_of_shares(cpu.shares))))
     if cpu.quota_us is not None:
         period_us = cpu.period_us or cgroup_v2.DEFAULT_PERIOD_US
@@ -189,8 +203,11 @@ def properties(resources: Resources) -> list[tuple[str, ...]]:
     if resources.pids is not None:
         found.append(("TasksMax", "t", _bytes(resources.pids)))
     if resources.block_io.weight is not None:
-        weight = cgroup_v2.weight_of_blkio(resources.block_io.weight)
-        found.append(("IOWeight", "t", str(weight)))
+        weight = resources.block_io.weight
+        if v1:
+            found.append(("BlockIOWeight", "t", str(weight)))
+        else:
+            found.append(("IOWeight", "t", str(cgroup_v2.weight_of_blkio(weight))))
     for name, listed in (("AllowedCPUs", cpu.cpus), ("AllowedMemoryNodes", cpu.mems)):
         if listed:
             mask = _mask(listed)
