@@ -298,11 +298,14 @@ def seal(plan: FilesystemPlan, built: Built) -> None:
 
 
 def _in_words(name: str, path: str, step: Callable[..., None], *arguments: object) -> None:
-    """Run ``step``; a failure of the kernel becomes a sentence that names the entry."""
+    """Run ``step``; a failure becomes a sentence that names the entry."""
     try:
         step(*arguments)
-    except TwofoldError:
-        raise
+    except TwofoldError as error:
+        if error.message.startswith(name):
+            raise
+        said = f"{name}: {error.message}"
+        raise type(error)(said, hint=error.hint, details=error.details) from error
     except OSError as error:
         reason = error.strerror or str(error)
         raise RuntimeFailed(f"{name}: {path!r} cannot be set up: {reason}") from error
