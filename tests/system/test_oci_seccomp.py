@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyseccomp
 import pytest
 from oci_lab import ABSENT, Lab
 from oci_spec import SECCOMP_ACTIONS, SECCOMP_FLAGS, SECCOMP_OPERATORS, beyond_runc, proves, refutes
@@ -33,13 +32,12 @@ def rule(names: str, action: str, **more: Any) -> dict[str, Any]:
 
 
 def every_call_but(*names: str) -> str:
-    found = []
-    for number in range(600):
-        try:
-            found.append(pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, number))
-        except (ValueError, OSError):
-            continue
-    texts = [name.decode() if isinstance(name, bytes) else str(name) for name in found]
+    library = ctypes.CDLL("libseccomp.so.2")
+    library.seccomp_syscall_resolve_num_arch.restype = ctypes.c_char_p
+    native = library.seccomp_arch_native()
+    found = (library.seccomp_syscall_resolve_num_arch(native, number) for number in range(600))
+    texts = [name.decode() for name in found if name]
+    assert len(texts) > 300
     return " ".join(name for name in texts if name not in names)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from twofold.image.layer import Limits
-from twofold.model.progress import silent
 from twofold.image.unpack import Unpacked, unpack
+from twofold.model.progress import silent
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, **fields: Any) -> tarfile.TarInfo:

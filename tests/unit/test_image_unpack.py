@@ -28,9 +28,9 @@ from image_archives import (
 from twofold.errors import Corrupt, InvalidInput, NoSpace, TwofoldError
 from twofold.image import compression
 from twofold.image.layer import OPAQUE, Limits
-from twofold.model.progress import silent
 from twofold.image.unpack import unpack
 from twofold.image.workspace import remove_tree
+from twofold.model.progress import silent
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking sets owners: needs root")
 

@@ -9,11 +9,11 @@ import pytest
 from fake_house import IMAGE
 
 from twofold.errors import NotFound
-from twofold.model.progress import Progress
 from twofold.image.sources import bootstrap
 from twofold.instance import images
 from twofold.instance.images import ImageDesk
 from twofold.model.image import Image
+from twofold.model.progress import Progress
 from twofold.operations import Operation, Operations, TaskScope
 
 
