@@ -96,6 +96,8 @@ def processes(directory: str) -> list[int]:
 
 def remove(directory: str) -> bool:
     """Remove the group and those below it. False when a process, even a dying one, is in it."""
+    if try_rmdir(directory):
+        return True
     for fd in _walk(directory):
         for name in _groups_below(fd):
             try:
