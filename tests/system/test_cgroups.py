@@ -446,9 +446,16 @@ def test_only_what_was_made_is_removed(host: Hierarchies) -> None:
     second = Group.for_container(host, f"/{TOP}/shared", "b")
     assert second.claim() == ()
     second.create()
-    assert Group.from_state(host, second.to_state()).remove()
+    bystander = start(first, "sleep", "60")
+    joined = Group.from_state(host, second.to_state())
+    joined.kill()
+    assert joined.remove()
+    assert bystander.poll() is None
+    assert joined.pids() == [bystander.pid]
+    first.kill()
+    assert bystander.wait(5) == -signal.SIGKILL
     assert all(os.path.isdir(path) for path in first.paths().values())
-    assert Group.from_state(host, first.to_state()).remove()
+    dispose(Group.from_state(host, first.to_state()))
     assert not leftovers(host)
 
 

@@ -206,18 +206,22 @@ class Group:
 
         Groups below ours, made from inside, go too.
         """
-        ours = set(self._directories if self.made is None else self.made)
         empty = True
-        for directory in self._directories:
-            if directory in ours:
-                empty &= cgroup_tree.remove(directory)
+        for directory in self._ours():
+            empty &= cgroup_tree.remove(directory)
         if self.made is None:
             parents = {os.path.dirname(directory) for directory in self._directories}
         else:
-            parents = ours - set(self._directories)
+            parents = set(self.made) - set(self._directories)
         for directory in sorted(parents, key=len, reverse=True):
             cgroup_tree.try_rmdir(directory)
         return empty
+
+    def _ours(self) -> tuple[str, ...]:
+        """The group's directories that we made."""
+        if self.made is None:
+            return self._directories
+        return tuple(directory for directory in self._directories if directory in self.made)
 
     # Limits
 
@@ -291,10 +295,7 @@ class Group:
 
     def pids(self) -> list[int]:
         """The processes in the group and below it, in any hierarchy."""
-        found: set[int] = set()
-        for directory in self._directories:
-            found.update(cgroup_tree.processes(directory))
-        return sorted(found)
+        return sorted(_processes(self._directories))
 
     def freeze(self, *, frozen: bool) -> None:
         """Stop or continue every process; returns when they have stopped."""
@@ -318,22 +319,26 @@ class Group:
         return bool(self._v2_directory) and cgroup_freezer.is_frozen_v2(self._v2_directory)
 
     def kill(self) -> None:
-        """SIGKILL every process, also of a frozen group, and whatever they fork meanwhile."""
-        if self._v2_directory:
+        """SIGKILL every process, also of a frozen group, and whatever they fork meanwhile.
+
+        Only in directories that we made: in one that was there before, others may live.
+        """
+        ours = self._ours()
+        if self._v2_directory in ours:
             cgroup_tree.try_write(f"{self._v2_directory}/cgroup.kill", "1")
         # What v1 has for it: hold them, so that none forks, ends or is mistaken for another.
-        freezer = self._paths.get("freezer")
-        if freezer:
+        freezer = self._paths.get("freezer", "")
+        if freezer in ours:
             cgroup_tree.try_write(f"{freezer}/freezer.state", "FROZEN")
         killed: set[int] = set()
-        while new := set(self.pids()) - killed:
+        while new := _processes(ours) - killed:
             for pid in new:
                 try:
                     os.kill(pid, _SIGKILL)
                 except ProcessLookupError:
                     pass
             killed |= new
-        if freezer:
+        if freezer in ours:
             cgroup_tree.try_write(f"{freezer}/freezer.state", "THAWED")
 
     def stats(self) -> dict[str, Any]:
@@ -370,6 +375,13 @@ class Group:
             except OSError:
                 continue
         return found
+
+
+def _processes(directories: Iterable[str]) -> set[int]:
+    found: set[int] = set()
+    for directory in directories:
+        found.update(cgroup_tree.processes(directory))
+    return found
 
 
 def _move(path: str, pid: int) -> None:

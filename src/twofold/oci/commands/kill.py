@@ -44,8 +44,7 @@ def _to_all(found: Found, number: int) -> None:
     """Also after the first process has ended: without a pid namespace the others live on."""
     group = found.group()
     if number == 9:
-        group.kill()
-        return
+        group.kill()  # at once; what is left lives in a group that we joined
     for pid in group.pids():
         try:
             os.kill(pid, number)
