@@ -5,6 +5,7 @@ import dataclasses
 import os
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -181,6 +182,16 @@ def lab(tmp_path: Path, tarball: Path) -> Iterator[Lab]:
         yield opened
     finally:
         opened.close()
+
+
+def replace_keeper(lab: Lab) -> None:
+    """SIGKILL to the keeper; the lab speaks to the next one."""
+    pidfd = os.pidfd_open(lab.call("hello")["pid"])
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    assert select.select([pidfd], [], [], 10)[0]
+    os.close(pidfd)
+    lab.socket.close()
+    lab.socket = lab.connect()
 
 
 def cgroup_directories(paths: Paths) -> list[str]:

@@ -8,10 +8,12 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
+from datetime import UTC, datetime
 
 from twofold.errors import InvalidInput
 from twofold.instance.record import Record
 from twofold.linux import inotify
+from twofold.runtime import logfile
 
 CHUNK_BYTES = 1 << 18
 OLDER = ("current.2", "current.1")
@@ -68,6 +70,8 @@ class _Reader:
                     files.insert(0, fd)
             if tail is not None:
                 await asyncio.to_thread(_seek_to_tail, files, min(tail, MAX_TAIL))
+            elif dropped := self._dropped():
+                yield dropped
             for fd in files:
                 async for chunk in _rest(fd):
                     yield chunk
@@ -76,6 +80,16 @@ class _Reader:
                 async with aclosing(self._follow(watch, last, stack)) as growing:
                     async for chunk in growing:
                         yield chunk
+
+    def _dropped(self) -> bytes:
+        """A line in the place of what the log's bound has cost, where the log began with that."""
+        count = logfile.dropped_bytes(self._directory) if self._older else 0
+        if not count:
+            return b""
+        at = os.stat(f"{self._directory}/{logfile.DROPPED}").st_mtime
+        stamp = datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds")
+        stamp = stamp.replace("+00:00", "000Z")
+        return f"{stamp} stderr F [twofold: {count} bytes of older log were dropped]\n".encode()
 
     async def _follow(
         self, watch: inotify.Watch, fd: int, stack: ExitStack

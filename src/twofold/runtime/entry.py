@@ -19,7 +19,7 @@ from typing import Any
 from twofold.errors import NotFound, RuntimeFailed, TwofoldError, from_dict
 from twofold.linux import sockets
 from twofold.record import replace
-from twofold.runtime import join, resources, traces
+from twofold.runtime import join, payload, resources, traces
 from twofold.runtime import plan as plans
 from twofold.runtime.cgroups import Group
 from twofold.runtime.deposit import Bundle, Taken
@@ -246,8 +246,6 @@ class Entry:
         self._outcome, self.state = outcome, "starting"
         if plan.stdio.log_dir:
             self.main.log = LogWriter(plan.stdio.log_dir)
-        # Kept only once it runs: a start does not outlive its keeper.
-        self.main.changed = lambda: None
         self.main.attach(client)
         rows, cols = (client.rows, client.cols) if client is not None else (24, 80)
         container_terminal = plan.vm is None and (plan.process.tty or not plan.process.init)
@@ -260,6 +258,7 @@ class Entry:
             stdio, to_close = (far.fileno(),), [far.detach()]
         elif not container_terminal:
             stdio, to_close = self.main.stdio(keep_stdin_open=plan.stdio.keep_stdin_open)
+            payload.give_pipes(stdio, plan.id_base, plan.id_base)
         try:
             self._sandbox.start(stdio, rows=rows, cols=cols)
         except OSError:
@@ -303,6 +302,7 @@ class Entry:
             guest.execute(plan, stdio, rows=rows, cols=cols)
             run.visits(guest)
             return
+        payload.give_pipes(stdio, self.plan.id_base, self.plan.id_base)
         pid, sync = join.execute(self._target(), parts.host, plan, stdio, rows=rows, cols=cols)
         visit = JoinedProcess(
             *(parts.loop, parts.vault, run.session, pid, sync, started, run.ended),

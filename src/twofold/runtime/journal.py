@@ -90,6 +90,12 @@ class Journal:
             return None
         return Recovered(_text(owner), _text(stream), log_size, data, shown)
 
+    def close(self) -> None:
+        for fd in (self._out, self._in):
+            os.close(fd)
+        self._body.release()
+        self._page.close()
+
 
 def _text(padded: bytes) -> str:
     return padded.rstrip(b"\0").decode()

@@ -1,7 +1,10 @@
 """An instance's log: CRI lines in three segments of 10 MiB, with losses counted.
 
-2026-01-31T10:00:00.123456789Z stdout F a whole line
-2026-01-31T10:00:00.123456789Z stderr P the first part of one
+    2026-01-31T10:00:00.123456789Z stdout F a whole line
+    2026-01-31T10:00:00.123456789Z stderr P the first part of one
+
+What a full disk cost is said in the log itself, as soon as there is room; how much of the oldest
+segments was dropped is in the file ``dropped``, as a number.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Callable
 
 SEGMENT_BYTES = 10 << 20
 SEGMENTS = 3
+DROPPED = "dropped"
 _PART_BYTES = 16384
 
 
@@ -73,6 +77,7 @@ class LogWriter:
     def _rotate(self) -> None:
         self.close()
         try:
+            self._count(_size(f"{self._directory}/current.{SEGMENTS - 1}"))
             for number in range(SEGMENTS - 1, 0, -1):
                 older = f"{self._directory}/current.{number}"
                 newer = f"{self._directory}/current.{number - 1}" if number > 1 else self._current
@@ -81,6 +86,16 @@ class LogWriter:
             self._open()
         except OSError:
             self._fd = -1
+
+    def _count(self, going: int) -> None:
+        """The oldest segment is about to be replaced."""
+        if not going:
+            return
+        total = dropped_bytes(self._directory) + going
+        temporary = f"{self._directory}/{DROPPED}.new"
+        with open(temporary, "w", encoding="ascii") as file:
+            file.write(f"{total}\n")
+        os.replace(temporary, f"{self._directory}/{DROPPED}")
 
     @property
     def _current(self) -> str:
@@ -98,6 +113,22 @@ class LogWriter:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def dropped_bytes(directory: str) -> int:
+    """How much of a log is gone because of its bound."""
+    try:
+        with open(f"{directory}/{DROPPED}", encoding="ascii") as file:
+            return int(file.read(32))
+    except (OSError, ValueError):
+        return 0
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def _lines(prefix: bytes, data: bytes) -> bytes:

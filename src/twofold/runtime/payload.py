@@ -50,12 +50,26 @@ def take_stdio(fds: tuple[int, int, int], *, terminal: bool) -> None:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
+def give_pipes(fds: tuple[int, ...], uid: int, gid: int = -1) -> None:
+    """Let ``uid`` open the pipes among ``fds`` by name (/dev/stdout), as many programs do.
+
+    Other files keep their owners: they are the user's own.
+    """
+    for fd in fds:
+        try:
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:"):
+                os.fchown(fd, uid, gid)
+        except OSError:
+            pass  # it works for all who do not open it again
+
+
 def exec_payload(plan: Process, *, filter_program: bytes, init_fd: int, sync_fd: int) -> None:
     """Become the user, drop everything, exec. Does not return; raises TwofoldError."""
     who = identity.look_up(plan.user)
     environment = _environment(plan, who)
     _enter_directory(plan.cwd, who)
     os.umask(0o022)
+    give_pipes((0, 1, 2), who.uid)
     credentials.become(who, plan, filter_program)
     command = identity.find_executable(plan.argv[0], environment.get("PATH", ""), os.getcwd())
     credentials.reset_signals()

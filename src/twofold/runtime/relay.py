@@ -24,8 +24,13 @@ from twofold.runtime.loop import READ, WRITE, Loop
 
 _PAGE_BYTES = 4096
 _SOCKET_BYTES = 32768  # a writable unix socket takes at least that
-_VIEW_BYTES = 262144
+_VIEW_BYTES = 1 << 20  # what a viewer may be behind; taken only by one that is
 _LAST_BYTES = 1 << 20
+
+
+def _waiting(pipe: int) -> int:
+    """How many bytes are in it."""
+    return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4))[0])
 
 
 class Reader:
@@ -47,8 +52,7 @@ class Reader:
             return 0
         if not self._is_pipe:
             return _SOCKET_BYTES
-        waiting = fcntl.ioctl(self.fd, termios.FIONREAD, b"\0" * 4)
-        return _PAGE_BYTES if any(waiting) else TAKE_BYTES
+        return _PAGE_BYTES if _waiting(self.fd) else TAKE_BYTES
 
     def write(self, data: bytes) -> None:
         """Raises OSError when nobody reads any more."""
@@ -66,17 +70,21 @@ class Viewer:
     def __init__(self, fd: int, lost: Callable[[int], None]) -> None:
         self.fd, self._lost = fd, lost
         self._skipped = 0
+        self._is_pipe = stat.S_ISFIFO(os.fstat(fd).st_mode)
         os.set_blocking(fd, False)
-        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        if self._is_pipe:
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _VIEW_BYTES)
 
     def show(self, data: bytes) -> None:
-        try:
-            written = os.write(self.fd, data)
-        except BlockingIOError:
-            written = 0
-        except OSError:
-            return  # gone: its connection at the door says so
+        written = 0
+        # Once behind it stays so until it has read a good part: one gap instead of many.
+        if not (self._skipped and self._is_pipe and _waiting(self.fd) > _VIEW_BYTES // 2):
+            try:
+                written = os.write(self.fd, data)
+            except BlockingIOError:
+                pass
+            except OSError:
+                return  # gone: its connection at the door says so
         self._skipped += len(data) - written
         if written == len(data):
             self._report()
@@ -199,7 +207,7 @@ class Relay:
         reader as it comes. What others, who still hold the pipe, write later is not waited for."""
         left = _LAST_BYTES
         if self.open and stat.S_ISFIFO(os.fstat(self.source).st_mode):
-            left = struct.unpack("i", fcntl.ioctl(self.source, termios.FIONREAD, b"\0" * 4))[0]
+            left = _waiting(self.source)
         while self.open and left > 0:
             count = self._carry(min(left, TAKE_BYTES))
             if count == 0:
