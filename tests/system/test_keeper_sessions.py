@@ -76,15 +76,6 @@ def attach(lab: Lab, name: str, *, tty: bool = False) -> Client:
 
 def end(lab: Lab, name: str) -> None:
     lab.call("kill", id=name)
-<<<<<<< theirs
-    lab.event("exit")
-    lab.call("release", id=name)
-
-
-def descriptors(lab: Lab) -> int:
-    said = lab.call("hello")
-    return sum(len(os.listdir(f"/proc/{said[who]}/fd")) for who in ("pid", "holder"))
-=======
     assert lab.event("exit")["id"] == name
     assert "ok" in lab.call("release", id=name)
 
@@ -98,7 +89,6 @@ def descriptors(lab: Lab) -> int:
             return count
         before = count
         time.sleep(0.05)
->>>>>>> mine
 
 
 def test_several_clients_watch_and_type(lab: Lab) -> None:
@@ -202,15 +192,6 @@ def test_stalled_and_vanishing_clients_harm_nobody(lab: Lab) -> None:
     brisk.close()
     until(lambda: descriptors(lab) <= before + 6)
     lab.call("kill", id="busy")
-<<<<<<< theirs
-    message, _ = stalled.receive()
-    assert message["event"] == "lost"
-    taken = 0
-    with open(stalled.fds[1], "rb", closefd=False) as file:
-        taken = len(file.read())
-    assert taken + message["bytes"] == sum(len(str(n)) + 1 for n in range(1, 200001))
-    assert stalled.exit_code() == 137
-=======
     missed, message = 0, stalled.receive()[0]
     while message["event"] == "lost":
         missed, message = missed + message["bytes"], stalled.receive()[0]
@@ -219,7 +200,6 @@ def test_stalled_and_vanishing_clients_harm_nobody(lab: Lab) -> None:
     assert missed > 0
     assert taken + missed == sum(len(str(n)) + 1 for n in range(1, 200001))
     assert message["exit_code"] == 137
->>>>>>> mine
     lab.event("exit")
     lab.call("release", id="busy")
     stalled.close()
@@ -231,11 +211,8 @@ def test_ten_thousand_resizes_and_a_client_that_reads_nothing(lab: Lab) -> None:
     client = attach(lab, "sized", tty=True)
     for number in range(10_000):
         client.door.resize(20 + number % 20, 80)
-<<<<<<< theirs
-=======
     while select.select(client.fds, [], [], 0.3)[0]:  # the shell has drawn its prompt each time
         os.read(client.fds[0], 65536)
->>>>>>> mine
     os.write(client.fds[0], b"echo $((6*7))\n")
     client.expect(b"42\r\n")
     client.close()
@@ -312,22 +289,12 @@ def test_attached_clients_outlive_the_keeper(lab: Lab) -> None:
     lab.start(lab.plan("lasting", "sh", "-c", BEAT))
     lab.start(lab.plan("tty", "sh", tty=True))
     watcher, typist = attach(lab, "lasting"), attach(lab, "tty", tty=True)
-<<<<<<< theirs
-    watcher.expect(b"beat 3\n")
-    keeper_lab.replace_keeper(lab)
-    numbers = len(watcher.seen[watcher.fds[1]].split())
-    watcher.expect(b"beat %d\n" % (numbers + 20))
-    assert watcher.seen[watcher.fds[1]].startswith(b"beat ")
-    beats = [int(word) for word in watcher.seen[watcher.fds[1]].split() if word != b"beat"]
-    assert beats == list(range(beats[0], beats[0] + len(beats)))
-=======
     watcher.expect(b"beat ")
     keeper_lab.replace_keeper(lab)
     first = int(watcher.seen[watcher.fds[1]].split()[1])
     watcher.expect(b"beat %d\n" % (first + 20))
     beats = [int(word) for word in watcher.seen[watcher.fds[1]].split() if word != b"beat"]
     assert beats == list(range(first, first + len(beats)))
->>>>>>> mine
     os.write(typist.fds[0], b"exit 4\n")
     assert typist.exit_code() == 4
     watcher.door.signal("SIGKILL")

@@ -25,24 +25,15 @@ class StillLoop:
         return True
 
 
-<<<<<<< theirs
-def relay(journal: Journal, source: int, directory: Path, reader: int = -1) -> Relay:
-=======
 def relay(journal: Journal, source: int, log: LogWriter, reader: int) -> Relay:
->>>>>>> mine
     return Relay(
         StillLoop(),  # type: ignore[arg-type]
         journal,
         os.dup(source),
         owner="entry one",
         stream="stdout",
-<<<<<<< theirs
-        log=LogWriter(str(directory)),
-        reader=os.dup(reader) if reader >= 0 else -1,
-=======
         log=log,
         reader=os.dup(reader),
->>>>>>> mine
     )
 
 
@@ -84,10 +75,7 @@ def test_killed_at_every_line(
 ) -> None:
     monkeypatch.setattr(logfile, "SEGMENT_BYTES", segment_bytes)
     line, died = 0, True
-<<<<<<< theirs
-=======
     descriptors = len(os.listdir("/proc/self/fd"))
->>>>>>> mine
     while died:
         line += 1
         directory = tmp_path / str(line)
@@ -102,15 +90,6 @@ def test_killed_at_every_line(
             reader: int = reader,
             pen: int = pen,
         ) -> None:
-<<<<<<< theirs
-            relay(journal, source, directory, reader)._readable(0)
-            os.write(pen, LINES)
-            relay(journal, source, directory, reader)._readable(0)
-
-        os.write(pen, LINES)
-        died = dies_at(line, job)
-        second = relay(journal, source, directory, reader)
-=======
             relay(journal, source, LogWriter(str(directory)), reader)._readable(0)
             os.write(pen, LINES)
             relay(journal, source, LogWriter(str(directory)), reader)._readable(0)
@@ -119,7 +98,6 @@ def test_killed_at_every_line(
         died = dies_at(line, job)
         log = LogWriter(str(directory))
         second = relay(journal, source, log, reader)
->>>>>>> mine
         found = journal.recover()
         if found is not None:
             assert (found.owner, found.stream) == ("entry one", "stdout")
@@ -129,18 +107,12 @@ def test_killed_at_every_line(
         assert written in (LINES, 2 * LINES), f"line {line}"
         assert os.read(show, 65536).startswith(written), f"line {line}"
         second.finish()
-<<<<<<< theirs
-        for fd in (source, pen, show, reader):
-            os.close(fd)
-    assert line > 60
-=======
         journal.close()
         log.close()
         for fd in (source, pen, show, reader):
             os.close(fd)
     assert line > 60
     assert len(os.listdir("/proc/self/fd")) == descriptors
->>>>>>> mine
 
 
 def test_nothing_under_way_is_nothing_recovered() -> None:
@@ -161,7 +133,4 @@ def test_nothing_under_way_is_nothing_recovered() -> None:
     os.close(pen)
     assert journal.take(source, 100, owner="o", stream="s", log_size=0) == b""
     os.close(source)
-<<<<<<< theirs
-=======
     journal.close()
->>>>>>> mine
