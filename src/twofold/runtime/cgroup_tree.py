@@ -115,7 +115,9 @@ def try_rmdir(directory: str) -> bool:
         pass  # gone; or never made, because a control file has the name
     except OSError as error:
         if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
-            raise
+            raise RuntimeFailed(
+                f"cannot remove the control group {directory}: {error.strerror}"
+            ) from error
         return False
     return True
 

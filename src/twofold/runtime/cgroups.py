@@ -164,7 +164,7 @@ class Group:
             if directory != self._v2_directory:
                 _move(f"{directory}/tasks", 0)
             elif not self._born_inside:
-                _move(f"{self._open_directory(0)}/cgroup.procs", 0)
+                _move(f"{directory}/cgroup.procs", 0)
 
     def add(self, pid: int, *, beside: int = 0) -> None:
         """Move another process in: slow, see ``clone``, which also explains ``beside``."""
@@ -175,14 +175,12 @@ class Group:
 
     def _open_directory(self, beside: int) -> str:
         """The v2 group that takes processes: ours, unless it passes controllers down."""
-        if (
-            not beside
-            or not cgroup_tree.read(f"{self._v2_directory}/cgroup.subtree_control").strip()
-        ):
-            return self._v2_directory
+        ours = self._v2_directory
+        if not beside or not cgroup_tree.read(f"{ours}/cgroup.subtree_control").strip():
+            return ours
         below = cgroup_layout.groups_of(self._hierarchies, pid=beside).get("", "")
         group = f"{self._hierarchies.v2}/{below}"
-        return group if group.startswith(f"{self._v2_directory}/") else self._v2_directory
+        return group if group.startswith(f"{ours}/") else ours
 
     def delegate(self, uid: int, gid: int = -1) -> None:
         """Give the v2 group to ``uid`` so that an init inside can manage its own tree.
@@ -260,8 +258,11 @@ class Group:
         available = controller in self._hierarchies.v2_controllers
         return available and controller not in self._hierarchies.v1
 
-    def _first_number(self, file: str) -> int:
-        word = cgroup_tree.read(f"{self._v2_directory}/{file}").split()[0]
+    def _first_number(self, file: str) -> int | None:
+        try:
+            word = cgroup_tree.read(f"{self._v2_directory}/{file}").split()[0]
+        except FileNotFoundError:
+            return None  # the controller could not be passed down: writing will say so
         return NO_LIMIT if word == "max" else int(word)
 
     def _check_usage(self, resources: Resources) -> None:
