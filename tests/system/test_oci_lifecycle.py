@@ -398,6 +398,21 @@ def test_several_execs_at_once(oci: Lab) -> None:
         assert said == [str(number).encode() for number in range(8)]
 
 
+def test_an_exec_that_fails_does_not_hold_up_the_containers_end(oci: Lab) -> None:
+    """A pid namespace ends when all in it are reaped: the runtime reaps what it put there."""
+    container = oci.container()
+    with container.life():
+        for _ in range(3):
+            assert oci.call("exec", container.name, "/not/there", check=False).code != 0
+        pid = container.pid()
+        zombies = [
+            line for line in container.exec("ps -o stat,args").out.split("\n") if "Z" in line
+        ]
+        assert not zombies
+        container.kill("KILL")
+        await_exit(pid, timeout_s=0.5)
+
+
 def test_standard_input_and_output_pass_through(oci: Lab) -> None:
     data = os.urandom(300_000).hex().encode()
     done = oci.run("wc -c; echo problem >&2", stdin=data)

@@ -114,7 +114,7 @@ def join(
     try:
         return _watch(joining, session, pid, pidfd, ours)
     except BaseException:
-        _kill(pid, pidfd)
+        discard(pid, pidfd)
         ours.close()
         raise
 
@@ -129,7 +129,8 @@ def _watch(joining: Joining, session: Session, pid: int, pidfd: int, sync: socke
     return Joined(pid=pid, pidfd=pidfd, sync=sync, terminal=master)
 
 
-def _kill(pid: int, pidfd: int) -> None:
+def discard(pid: int, pidfd: int) -> None:
+    """Kill what joined and reap it: the container's first process cannot end before its zombies."""
     try:
         process.pidfd_send_signal(pidfd, 9)
     except ProcessLookupError:

@@ -76,7 +76,11 @@ def run(values: Values, rest: list[str], session: Session) -> int:
             foreground=not detached,
             preserved=preserved,
         )
-        start.see_exec(joined.sync, joined.pidfd, session, seccomp=seccomp, record=found.record)
+        try:
+            start.see_exec(joined.sync, joined.pidfd, session, seccomp=seccomp, record=found.record)
+        except BaseException:
+            joining.discard(joined.pid, joined.pidfd)
+            raise
     if values.text("pid-file"):
         write_pid_file(os.path.abspath(values.text("pid-file")), joined.pid)
     if detached:
