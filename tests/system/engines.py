@@ -72,10 +72,28 @@ def image_tarball() -> bytes:
 
 
 @contextlib.contextmanager
-def podman(runtime: str) -> Iterator[Engine]:
+def own_network() -> Iterator[list[str]]:
+    """What to write before a command that shall have a network and mounts of its own: an engine's
+    bridge and firewall rules then go with it."""
+    script = "ip link set lo up && echo && exec sleep 600"
+    holder = subprocess.Popen(
+        ["unshare", "--net", "--mount", "sh", "-c", script], stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout
+        holder.stdout.readline()
+        yield ["nsenter", "--target", str(holder.pid), "--net", "--mount"]
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+@contextlib.contextmanager
+def podman(runtime: str, *, before: Sequence[str] = ()) -> Iterator[Engine]:
     home = Path(f"/tmp/twofold-podman-{secrets.token_hex(3)}")
     home.mkdir()
-    prefix = ["podman", "--root", f"{home}/storage", "--runroot", f"{home}/run"]
+    prefix = [*before, "podman", "--root", f"{home}/storage", "--runroot", f"{home}/run"]
+    prefix += ["--network-config-dir", f"{home}/networks"]
     prefix += ["--tmpdir", f"{home}/tmp", "--cgroup-manager", "cgroupfs"]
     prefix += ["--events-backend", "none", "--runtime", runtime]
     engine = Engine(prefix, home)

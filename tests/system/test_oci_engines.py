@@ -1,6 +1,8 @@
 """podman 4.3 and docker 20.10 with ``twofold-oci`` as their runtime, through their own commands."""
 
 import shutil
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from engines import IMAGE, Engine
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 NAME = "box"
+NETAVARK = "/usr/lib/podman/netavark"
 
 
 @pytest.fixture(scope="module", params=["podman", "docker"])
@@ -185,3 +188,22 @@ def test_limits_above_what_this_host_allows(run: Engine) -> None:
     """Where the runtime lacks CAP_SYS_RESOURCE a larger wish is clamped and not an error."""
     said = once(run, "--ulimit", "nofile=2000000:2000000", IMAGE, "sh", "-c", "ulimit -n")
     assert int(said) > 100
+
+
+@pytest.mark.skipif(not Path(NETAVARK).exists(), reason=f"{NETAVARK} is not installed")
+def test_a_published_port() -> None:
+    """In a network of the test's own, where podman's bridge and rules disturb nobody."""
+    page = "mkdir -p /tmp/www; echo hello > /tmp/www/index.html; exec httpd -f -p 80 -h /tmp/www"
+    with (
+        engines.own_network() as before,
+        engines.podman(oci_lab.find_runtime(), before=before) as engine,
+    ):
+        engine("run", "--detach", "--name", NAME, "--publish", "18080:80", IMAGE, "sh", "-c", page)
+        gateway = engine.says("inspect", "--format", "{{.NetworkSettings.Gateway}}", NAME)
+        fetch = [*before, oci_lab.BUSYBOX, "wget", "-qO-", f"http://{gateway}:18080/"]
+        deadline = time.monotonic() + 20
+        while (done := subprocess.run(fetch, capture_output=True, check=False)).returncode:
+            assert time.monotonic() < deadline, done.stderr
+            time.sleep(0.1)  # httpd does not say when it listens
+        assert done.stdout == b"hello\n"
+        engine("rm", "--force", "--time", "0", NAME)
