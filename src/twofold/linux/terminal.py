@@ -44,6 +44,15 @@ def resize(fd: int, rows: int, columns: int) -> None:
     fcntl.ioctl(fd, _TIOCSWINSZ, struct.pack("4H", rows & 0xFFFF, columns & 0xFFFF, 0, 0))
 
 
+def take_size(master: int, rows: int, columns: int) -> None:
+    """The size asked for, or else that of the caller's terminal, which is still descriptor 0:
+    a program that asks at once must not be told 0 by 0."""
+    if not (rows or columns) and os.isatty(0):
+        rows, columns = size(0)
+    if rows or columns:
+        resize(master, rows, columns)
+
+
 def make_controlling(fd: int) -> None:
     """Give the calling session leader this terminal."""
     fcntl.ioctl(fd, _TIOCSCTTY, 0)

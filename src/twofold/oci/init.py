@@ -192,8 +192,7 @@ def _open_terminal(making: Making, built: mounting.Built) -> None:
             f"cannot open a terminal in the container: {error.strerror}",
             hint="mount a devpts on /dev/pts",
         ) from error
-    if plan.rows or plan.columns:
-        terminal.resize(master, plan.rows, plan.columns)
+    terminal.take_size(master, plan.rows, plan.columns)
     if making.plan.filesystem.mount_namespace:
         devices.bind_console(slave, built.root_fd)
     if making.console is not None:

@@ -234,8 +234,7 @@ def _open_terminal(joining: Joining) -> None:
             f"cannot open a terminal in the container: {error.strerror}",
             hint="the container needs a devpts on /dev/pts",
         ) from error
-    if plan.rows or plan.columns:
-        terminal.resize(master, plan.rows, plan.columns)
+    terminal.take_size(master, plan.rows, plan.columns)
     if joining.console is not None:
         console.hand_over(joining.console, master, path)
         joining.console.close()
