@@ -20,12 +20,14 @@ MODES = ("v2", "v1")
 
 @pytest.fixture(scope="module")
 def hosts(
+    request: pytest.FixtureRequest,
     twofold: Runner,
     twofold_root: str,
     alpine_image: str,
     clone: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, Host]]:
+    modes = MODES if request.config.getoption("--slow") else MODES[:1]
     image = host_lab.build_image(twofold)
     scratch = tmp_path_factory.mktemp("hosts")
     host_lab.pack_checkout(clone, scratch / "checkout.erofs")
@@ -41,13 +43,13 @@ def hosts(
 
     try:
         with ThreadPoolExecutor() as pool:
-            yield dict(zip(MODES, pool.map(boot, MODES), strict=True))
+            yield dict(zip(modes, pool.map(boot, modes), strict=True))
     finally:
-        for mode in MODES:
+        for mode in modes:
             twofold("rm", "-f", f"host-{mode}")
 
 
-@pytest.fixture(params=MODES)
+@pytest.fixture(params=["v2", pytest.param("v1", marks=pytest.mark.slow)])
 def host(request: pytest.FixtureRequest, hosts: dict[str, Host]) -> Host:
     return hosts[request.param]
 
@@ -207,6 +209,7 @@ def test_systemd_boots_in_a_container(v2: Host) -> None:
         v2.twofold("rm", "-f", "init")
 
 
+@pytest.mark.slow
 def test_systemd_in_a_container_is_refused_where_it_cannot_run(hosts: dict[str, Host]) -> None:
     done = hosts["v1"].run("twofold", "run", "-d", "--system", "--name", "init", host_lab.IMAGE)
     assert done.returncode == 125
