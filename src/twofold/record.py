@@ -25,6 +25,14 @@ else:
 
     _MISSING = object()
 
+    class _Fields:
+        """Lets the functions of ``dataclasses`` work on records, for who has imported it anyway."""
+
+        def __get__(self, _, cls):
+            from dataclasses import make_dataclass
+
+            return make_dataclass(cls.__name__, list(cls._record_defaults)).__dataclass_fields__
+
     def field(*, default=_MISSING, default_factory=_MISSING):
         """The default of a field, or the function that makes it."""
         return _Factory(default_factory) if default is _MISSING else default
@@ -48,6 +56,7 @@ else:
                 if type(value) is not _Factory and value is not _MISSING
             }
             cls.__init__, cls.__eq__, cls.__repr__ = _init, _equal, _show
+            cls.__dataclass_fields__ = _Fields()
             if frozen:
                 cls.__setattr__, cls.__delattr__, cls.__hash__ = _refuse_set, _refuse_set, _hash
             else:

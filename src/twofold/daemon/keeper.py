@@ -6,21 +6,19 @@ hypervisor's monitor. The standard library only (see ``runtime.keeper``).
     --root DIR       the root whose instances it keeps
     --ready-fd N     says "ready" there once its sockets listen
     --resume N       go on with what an earlier process handed over (``runtime.handoff``)
-    --check          only see that all of this can be loaded
+    --check 1        only see that all of this can be loaded
 """
 
-import argparse
+from __future__ import annotations
+
 import gc
 import grp
 import os
 import resource
-import signal
-import socket
 import sys
 
-from twofold.hypervisor import monitor
+from twofold.linux import heap, process, sockets, title
 from twofold.linux import mount as lm
-from twofold.linux import process, sockets, title
 from twofold.model.paths import Paths
 from twofold.runtime import cgroups, fingerprint, handoff, keeper_group, recovery, seccomp
 from twofold.runtime.deposit import Deposit, Vault
@@ -32,6 +30,15 @@ from twofold.runtime.loop import Loop
 from twofold.runtime.parts import Parts
 from twofold.runtime.sandbox import Host
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    import socket
+
+    from twofold.runtime.sandbox import MonitorMain
+else:
+    import _signal as signal
+
 _INIT_PATHS = ("/usr/bin/tini-static", "/usr/libexec/podman/catatonit", "/usr/bin/catatonit")
 _MODULE = "twofold.daemon.keeper"
 GROUP = "twofold"
@@ -40,23 +47,19 @@ Deposits = dict[str, Deposit]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog=_MODULE)
-    parser.add_argument("--root", required=True)
-    parser.add_argument("--ready-fd", type=int, default=-1)
-    parser.add_argument("--resume", type=int, default=-1)
-    parser.add_argument("--check", action="store_true")
-    options = parser.parse_args()
-    if options.check:
+    root, numbers = _options(sys.argv[1:])
+    if "--check" in numbers:
+        _load_monitor()
         return 0
-    paths = Paths(options.root)
+    paths = Paths(root)
     os.umask(0o077)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     # A handful of descriptors per instance, in the holder once more.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if options.resume >= 0:
-        deposits, (listener, door) = handoff.unpack(options.resume)
+    if "--resume" in numbers:
+        deposits, (listener, door) = handoff.unpack(numbers["--resume"])
     else:
         # Mounts made here are never seen outside; what the host mounts later is still seen here.
         process.unshare(process.CLONE_NEWNS)
@@ -66,12 +69,27 @@ def main() -> int:
         deposits = recovery.recover(f"{paths.run}/instances")
     own_group = keeper_group.leave(paths.cgroup)
     household = _Household(paths, listener, door)
-    if options.ready_fd >= 0:
-        os.write(options.ready_fd, b"ready")
-        os.close(options.ready_fd)
+    if "--ready-fd" in numbers:
+        os.write(numbers["--ready-fd"], b"ready")
+        os.close(numbers["--ready-fd"])
     if household.run(deposits) and own_group is not None:
         keeper_group.give_back(own_group)
     return 0
+
+
+def _options(words: list[str]) -> tuple[str, dict[str, int]]:
+    """The root, and numbers by option. Only our own code calls this: argparse costs 400 kB."""
+    root, numbers = "", {}
+    for option, value in zip(words[::2], words[1::2], strict=True):
+        if option == "--root":
+            root = value
+        elif option in ("--ready-fd", "--resume", "--check"):
+            numbers[option] = int(value)
+        else:
+            raise SystemExit(f"{_MODULE}: unknown option {option!r}")
+    if not root:
+        raise SystemExit(f"{_MODULE}: --root DIR is missing")
+    return root, numbers
 
 
 class _Household:
@@ -91,6 +109,7 @@ class _Household:
         # in every process that is forked from here.
         gc.collect()
         gc.freeze()
+        heap.trim()
         holder = Holder(deposits, check=self._check, execute=self._become)
         try:
             line = holder.hold()
@@ -147,7 +166,7 @@ class _Household:
             handoff.set_inheritable(deposits, listeners, inheritable=False)
 
     def _check(self, python: str) -> list[str]:
-        return [*_command(python, self._paths), "--check"]
+        return [*_command(python, self._paths), "--check", "1"]
 
 
 def _command(python: str, paths: Paths) -> list[str]:
@@ -166,8 +185,14 @@ def _host(paths: Paths) -> Host:
         mountpoint=mountpoint,
         init_fd=_open_init(),
         filters={name: _filter(name, paths.cache) for name in seccomp.PROFILES},
-        monitor_main=monitor.run,
+        load_monitor=_load_monitor,
     )
+
+
+def _load_monitor() -> MonitorMain:
+    from twofold.hypervisor import monitor
+
+    return monitor.run
 
 
 def _open_init() -> int:

@@ -14,7 +14,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from twofold.errors import InvalidInput, TwofoldError
@@ -29,6 +28,7 @@ from twofold.hypervisor.monitor_session import (
     error_of_guest,
     open_frame,
 )
+from twofold.record import dataclass
 
 _WARM_UPS = 2  # the second finds what the first has read in
 _SETTLE_S = 0.3  # what the guest's kernel has put off is done by then

@@ -65,6 +65,12 @@ def listen(path: str, *, mode: int, gid: int = -1) -> socket.socket:
     return sock
 
 
+def accept(listener: socket.socket) -> socket.socket:
+    """The next connection. Raises BlockingIOError when there is none."""
+    fd, _ = listener._accept()  # type: ignore[attr-defined]  # all that the C part has
+    return socket.socket(fileno=fd)
+
+
 def send(sock: socket.socket, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
     """Send one message. Raises OSError when the peer is gone or (non-blocking) does not read."""
     import json

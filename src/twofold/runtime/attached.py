@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
-import socket
-from typing import Any
 
 from twofold.runtime.deposit import Bundle, Taken
 from twofold.runtime.door import Door, DoorClient
 from twofold.runtime.loop import Loop
 from twofold.runtime.relay import Typing, Viewer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from typing import Any
+else:
+    import _socket as socket
 
 
 class Attached:

@@ -4,7 +4,7 @@ A deposit is a name, a state (JSON) and descriptors, which the state names by th
 keeper's own objects say what they are made of (``Bundle``) and are made again from that
 (``Taken``). ``Vault`` is the keeper's line to the holder; ``runtime/holder.py`` is the other end:
 
-    keeper → holder    {"put": name, "state": {…}} + descriptors; replaces an earlier one
+    keeper → holder    {"put": name, "pid", "state": "{…}"} + descriptors; replaces an earlier one
                        {"drop": name}
                        {"end": true}                  the keeper is about to end, for good
                        {"upgrade": interpreter, "python_path": …}   run its code, if it is sound
@@ -15,27 +15,39 @@ keeper's own objects say what they are made of (``Bundle``) and are made again f
 from __future__ import annotations
 
 import os
-import socket
 import sys
-from collections.abc import Callable
-from typing import Any
 
-from twofold.linux import sockets
+from twofold.guest import jsontext
+from twofold.runtime import wire
 from twofold.runtime.loop import READ, Loop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import Any
 
 _SEND_TIMEOUT_S = 10
 _KEPT_STATUSES = 4096
 
 
 class Deposit:
-    """``status`` is the wait status of the process ``state["pid"]``, once the holder reaped it."""
+    """``state`` stays the JSON text that it came as: the holder has a thousand and reads none.
 
-    __slots__ = ("fds", "name", "state", "status")
+    ``status`` is the wait status of process ``pid`` (0: of none), once the holder reaped it.
+    """
+
+    __slots__ = ("fds", "name", "pid", "state", "status")
 
     def __init__(
-        self, name: str, state: dict[str, Any], fds: list[int], status: int | None = None
+        self, name: str, state: str, fds: list[int], pid: int = 0, status: int | None = None
     ) -> None:
-        self.name, self.state, self.fds, self.status = name, state, fds, status
+        self.name, self.state, self.fds = name, state, fds
+        self.pid, self.status = pid, status
+
+    @classmethod
+    def of(cls, name: str, state: dict[str, Any], fds: list[int]) -> Deposit:
+        return cls(name, jsontext.dumps(state).decode(), fds, int(state.get("pid") or 0))
 
     def close(self) -> None:
         for fd in self.fds:
@@ -61,8 +73,9 @@ class Taken:
     """A deposit being made into objects again; what nobody took is closed by ``close_rest``."""
 
     def __init__(self, deposit: Deposit) -> None:
-        self.name, self.state = deposit.name, deposit.state
         self._fds = list(deposit.fds)
+        self.name = deposit.name
+        self.state: dict[str, Any] = jsontext.loads(deposit.state.encode())
 
     def fd(self, index: int) -> int:
         """Take over one descriptor (-1 for none). Raises KeyError for one that is not there."""
@@ -100,10 +113,11 @@ class Vault:
         return self._caught
 
     def put(self, name: str, state: dict[str, Any], fds: list[int]) -> None:
+        deposit = Deposit.of(name, state, fds)
         if self._caught is not None:
-            self._caught[name] = Deposit(name, state, fds)
+            self._caught[name] = deposit
             return
-        self._send({"put": name, "state": state}, tuple(fds))
+        self._send({"put": name, "pid": deposit.pid, "state": deposit.state}, tuple(fds))
 
     def drop(self, name: str) -> None:
         self._send({"drop": name})
@@ -138,7 +152,7 @@ class Vault:
         if self._sock is None:
             return
         try:
-            sockets.send(self._sock, message, fds)
+            wire.send(self._sock, message, fds)
         except (BrokenPipeError, ConnectionError, BlockingIOError, TimeoutError) as error:
             sys.stderr.write(f"the holder has gone: {error}\n")
             self._close()
@@ -150,7 +164,7 @@ class Vault:
         if self._sock is None:
             return
         try:
-            message, fds = sockets.receive(self._sock)
+            message, fds = wire.receive(self._sock)
         except (OSError, ValueError):
             message, fds = None, []
         for fd in fds:

@@ -4,16 +4,23 @@
 minute is shown out. A client may only signal and resize what it started or attached to.
 """
 
+from __future__ import annotations
+
 import os
-import socket
-from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 from twofold.errors import InvalidInput, TwofoldError
 from twofold.linux import sockets
+from twofold.runtime import wire
 from twofold.runtime.deposit import Bundle, Taken
 from twofold.runtime.loop import READ, Loop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import Any
+else:
+    import _socket as socket
 
 _PARK_TIMEOUT_S = 60.0
 _CLIENT_LIMIT = 4096
@@ -22,7 +29,7 @@ _CLIENT_LIMIT = 4096
 class DoorClient:
     """One connection at the door. ``fds`` are the CLI's own 0, 1, 2 when it asked for direct."""
 
-    def __init__(self, door: "Door", sock: socket.socket) -> None:
+    def __init__(self, door: Door, sock: socket.socket) -> None:
         self._door, self._sock = door, sock
         self.ticket = ""
         self.tty = False
@@ -48,7 +55,7 @@ class DoorClient:
         }
 
     @classmethod
-    def restore(cls, door: "Door", state: dict[str, Any], taken: Taken) -> "DoorClient":
+    def restore(cls, door: Door, state: dict[str, Any], taken: Taken) -> DoorClient:
         client = cls(door, socket.socket(fileno=taken.fd(state["sock"])))
         client.ticket, client.used = str(state["ticket"]), True
         client.tty, client.direct = bool(state["tty"]), bool(state["direct"])
@@ -57,7 +64,7 @@ class DoorClient:
 
     def _readable(self, _: int) -> None:
         try:
-            message, fds = sockets.receive(self._sock)
+            message, fds = wire.receive(self._sock)
         except BlockingIOError:
             return
         except (OSError, ValueError):
@@ -110,7 +117,7 @@ class DoorClient:
 
     def _send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
         try:
-            sockets.send(self._sock, message, fds)
+            wire.send(self._sock, message, fds)
         except OSError:
             self.close()  # the CLI is gone: what it started goes on
 
@@ -146,19 +153,21 @@ class Door:
     def _accept(self, _: int) -> None:
         while True:
             try:
-                sock, _address = self._listener.accept()
+                sock = sockets.accept(self._listener)
             except OSError:
                 return
             if len(self.clients) >= _CLIENT_LIMIT:
                 sock.close()
                 continue
             client = DoorClient(self, sock)
-            self.loop.call_later(_PARK_TIMEOUT_S, partial(self._expire, client))
+            self._expire_later(client)
 
-    @staticmethod
-    def _expire(client: DoorClient) -> None:
-        if not client.ticket:  # one that has parked waits as long as its start takes
-            client.close()
+    def _expire_later(self, client: DoorClient) -> None:
+        def expire() -> None:
+            if not client.ticket:  # one that has parked waits as long as its start takes
+                client.close()
+
+        self.loop.call_later(_PARK_TIMEOUT_S, expire)
 
     def take(self, ticket: str) -> DoorClient:
         """The client that parked ``ticket``; it is then in use. Raises InvalidInput."""

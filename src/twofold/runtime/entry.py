@@ -11,15 +11,12 @@ holder, so that the next keeper has the same entry.
 from __future__ import annotations
 
 import os
-import socket
 import time
-from collections.abc import Callable
-from typing import Any
 
 from twofold.errors import NotFound, RuntimeFailed, TwofoldError, from_dict
 from twofold.linux import sockets
 from twofold.record import replace
-from twofold.runtime import join, payload, resources, traces
+from twofold.runtime import join, payload, resources, traces, wire
 from twofold.runtime import plan as plans
 from twofold.runtime.cgroups import Group
 from twofold.runtime.deposit import Bundle, Taken
@@ -32,7 +29,17 @@ from twofold.runtime.parts import Parts
 from twofold.runtime.plan import Process, SandboxPlan
 from twofold.runtime.sandbox import Sandbox
 from twofold.runtime.session import Session
-from twofold.runtime.visitor import GuestSession, JoinedProcess, Outcome
+from twofold.runtime.visitor import GuestSession, JoinedProcess
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import Any
+
+    from twofold.runtime.visitor import Outcome
+else:
+    import _socket as socket
 
 _GROUP_RETRY_S = 0.01
 _GROUP_RETRIES = 300
@@ -191,7 +198,7 @@ class Entry:
         if self._sync is None:
             return False
         try:
-            message, fds = sockets.receive(self._sync)
+            message, fds = wire.receive(self._sync)
         except BlockingIOError:
             return False
         except (OSError, ValueError):
@@ -271,7 +278,7 @@ class Entry:
     def _resize_guest(self, rows: int, cols: int) -> None:
         try:
             if self._sync is not None:
-                sockets.send(self._sync, {"op": "resize", "rows": rows, "cols": cols})
+                wire.send(self._sync, {"op": "resize", "rows": rows, "cols": cols})
         except OSError:
             pass
 

@@ -5,17 +5,21 @@ Deposited with the holder as soon as there is a process, so that it outlives the
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from twofold.errors import RuntimeFailed, TwofoldError
 from twofold.runtime.deposit import Bundle, Taken
 from twofold.runtime.door import DoorClient
 from twofold.runtime.parts import Parts
 from twofold.runtime.session import Session
-from twofold.runtime.visitor import GuestSession, JoinedProcess, Outcome
+from twofold.runtime.visitor import GuestSession, JoinedProcess
 
-Event = dict[str, Any]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from twofold.runtime.visitor import Outcome
+
+    Event = dict[str, Any]
 
 
 class Execution:

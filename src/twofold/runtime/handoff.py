@@ -6,12 +6,17 @@ state changes in a way that older or newer code cannot read: then a live keeper 
 
 from __future__ import annotations
 
-import json
 import os
-import socket
-from typing import Any
 
+from twofold.guest import jsontext
 from twofold.runtime.deposit import Deposit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from typing import Any
+else:
+    import _socket as socket
 
 FORMAT = 1
 
@@ -21,10 +26,12 @@ def pack(deposits: dict[str, Deposit], listeners: list[int]) -> int:
     record = {
         "format": FORMAT,
         "listeners": listeners,
-        "deposits": [[one.name, one.state, one.fds, one.status] for one in deposits.values()],
+        "deposits": [
+            [one.name, one.state, one.fds, one.pid, one.status] for one in deposits.values()
+        ],
     }
     memory = os.memfd_create("twofold-handoff", 0)
-    view = memoryview(json.dumps(record).encode())
+    view = memoryview(jsontext.dumps(record))
     while view:
         view = view[os.write(memory, view) :]
     os.lseek(memory, 0, os.SEEK_SET)
@@ -34,8 +41,8 @@ def pack(deposits: dict[str, Deposit], listeners: list[int]) -> int:
 
 def unpack(memory: int) -> tuple[dict[str, Deposit], list[socket.socket]]:
     """The other side of ``pack``: the deposits and the listening sockets. Closes the file."""
-    with open(memory, encoding="utf-8") as file:
-        record: dict[str, Any] = json.load(file)
+    with open(memory, "rb") as file:
+        record: dict[str, Any] = jsontext.loads(file.read())
     if record["format"] != FORMAT:
         raise ValueError(f"a handoff of format {record['format']}, not {FORMAT}")
     deposits = {item[0]: Deposit(*item) for item in record["deposits"]}

@@ -18,15 +18,21 @@ from __future__ import annotations
 
 import os
 import select
-import signal
-import socket
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
 
 from twofold.linux import process, sockets
+from twofold.runtime import wire
 from twofold.runtime.deposit import Deposit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    import socket
+    from collections.abc import Callable
+    from typing import Any
+else:
+    import _signal as signal
 
 _QUICK_DEATH_S = 1.0
 _LONGEST_PAUSE_S = 1.0
@@ -128,7 +134,7 @@ class Holder:
         """Take one message. None: there is none now; False: there will be none any more."""
         assert self._line is not None
         try:
-            message, fds = sockets.receive(self._line)
+            message, fds = wire.receive(self._line)
         except BlockingIOError:
             return None
         except OSError:
@@ -145,7 +151,7 @@ class Holder:
         if "put" in message:
             name = str(message["put"])
             before = self.deposits.get(name)
-            self.deposits[name] = Deposit(name, message["state"], fds)
+            self.deposits[name] = Deposit(name, message["state"], fds, int(message["pid"]))
             if before is not None:
                 before.close()
             return
@@ -171,7 +177,7 @@ class Holder:
         """False when the keeper does not read just now. A dead one is noticed elsewhere."""
         assert self._line is not None
         try:
-            sockets.send(self._line, message)
+            wire.send(self._line, message)
         except BlockingIOError:
             return False
         except OSError:
@@ -200,7 +206,7 @@ class Holder:
 
     def _orphan(self, pid: int, status: int) -> None:
         for deposit in self.deposits.values():
-            if deposit.state.get("pid") == pid and deposit.status is None:
+            if deposit.pid == pid and deposit.status is None:
                 deposit.status = status
                 self._untold.append((pid, status))
 

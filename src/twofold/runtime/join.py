@@ -7,22 +7,26 @@ container's PID namespace. Same answers on the socket as ``sandbox`` gives, plus
     joining process → keeper   {"pid": N} + a pidfd of the process inside
 """
 
+from __future__ import annotations
+
 import os
-import socket
 import sys
-from collections.abc import Callable
-from typing import NoReturn
 
 from twofold.errors import RuntimeFailed, TwofoldError
-from twofold.guest import archive
 from twofold.guest.identity import Identity
 from twofold.linux import process, sockets
 from twofold.record import dataclass
-from twofold.runtime import credentials, payload
+from twofold.runtime import credentials, payload, wire
 from twofold.runtime.cgroups import Group
 from twofold.runtime.imports import forget_modules
 from twofold.runtime.plan import Process
 from twofold.runtime.sandbox import NAMESPACES, Host
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import NoReturn
 
 # Root of its own namespace, but only to read and write files of any owner inside.
 _ARCHIVE_CAPABILITIES = (
@@ -59,7 +63,7 @@ def execute(
     def inside(sync: socket.socket) -> int:
         if plan.tty:
             master, slave, _ = payload.open_terminal(rows, cols)
-            sockets.send(sync, {"terminal": True}, (master,))
+            wire.send(sync, {"terminal": True}, (master,))
             os.close(master)
             descriptors = (slave, slave, slave)
         else:
@@ -81,6 +85,8 @@ def copy(
     target: Target, host: Host, *, direction: str, path: str, fd: int
 ) -> tuple[int, socket.socket]:
     """Write ``path`` as a tar stream to ``fd`` (out), or unpack the stream into it (in)."""
+    # A megabyte in every keeper, for what few ever do; here, because inside there is no library.
+    from twofold.guest import archive
 
     def inside(sync: socket.socket) -> int:
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
@@ -94,7 +100,7 @@ def copy(
             archive.tar_out(path, fd)
         else:
             archive.tar_in(path, fd)
-        sockets.send(sync, {"done": True})
+        wire.send(sync, {"done": True})
         return 0
 
     return _join(target, inside, (fd,))
@@ -139,7 +145,7 @@ def _joining_process(
             process.prctl(process.PR_SET_DUMPABLE, 0)
             code = inside(sync)
         else:
-            sockets.send(sync, {"pid": pid}, (pidfd,))
+            wire.send(sync, {"pid": pid}, (pidfd,))
             code = 0
     except TwofoldError as error:
         _report(sync, error)
@@ -151,6 +157,6 @@ def _joining_process(
 
 def _report(sync: socket.socket, error: TwofoldError) -> None:
     try:
-        sockets.send(sync, {"error": error.to_dict()})
+        wire.send(sync, {"error": error.to_dict()})
     except OSError:
         sys.stderr.write(f"{error.message}\n")

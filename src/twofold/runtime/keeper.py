@@ -11,13 +11,7 @@ The standard library only: each sandbox's first process is a copy of this one.
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import sys
-import traceback
-from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any
 
 from twofold import __version__
 from twofold.errors import (
@@ -28,16 +22,25 @@ from twofold.errors import (
     RuntimeFailed,
     TwofoldError,
 )
-from twofold.linux import sockets
-from twofold.runtime import handoff, plan, traces
+from twofold.linux import signals, sockets
+from twofold.runtime import handoff, plan, traces, wire
 from twofold.runtime.deposit import Deposit, Taken
 from twofold.runtime.door import DoorClient
 from twofold.runtime.entry import Entry
-from twofold.runtime.execution import Event, Execution
+from twofold.runtime.execution import Execution
 from twofold.runtime.loop import READ
 from twofold.runtime.parts import Parts
 
-Reply = Callable[[dict[str, Any]], None]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import Any
+
+    from twofold.runtime.execution import Event
+
+    Reply = Callable[[dict[str, Any]], None]
+
 _ENDED_SESSIONS = 256
 
 
@@ -54,7 +57,7 @@ class Keeper:
         self._entries: dict[str, Entry] = {}
         self._executions: dict[str, Execution] = {}
         self._starting: set[str] = set()  # executions that are not yet in their instance
-        self._ended_sessions: OrderedDict[str, Event] = OrderedDict()
+        self._ended_sessions: dict[str, Event] = {}
         self._sessions = 0
         listener.setblocking(False)
         self._loop.watch(listener.fileno(), READ, self._accept)
@@ -84,27 +87,27 @@ class Keeper:
     def restore(self, deposits: dict[str, Deposit]) -> None:
         """Take over from a keeper that was killed, or had older code."""
         for deposit in deposits.values():
-            taken = Taken(deposit)
+            if deposit.status is not None:
+                self._parts.vault.reaped(deposit.pid, deposit.status)
             try:
-                self._restore_one(deposit, taken)
+                self._restore_one(deposit)
             except Exception:
                 # One that cannot be understood must not cost the others their keeper.
                 sys.stderr.write(f"deposit {deposit.name!r} is lost:\n")
-                traceback.print_exc(file=sys.stderr)
+                sys.excepthook(*sys.exc_info())
                 self._parts.vault.drop(deposit.name)
-            finally:
-                taken.close_rest()
         self._recover_journal()
 
-    def _restore_one(self, deposit: Deposit, taken: Taken) -> None:
-        if deposit.status is not None:
-            self._parts.vault.reaped(int(deposit.state["pid"]), deposit.status)
-        if deposit.name.startswith("entry "):
-            entry = Entry.restore(self._parts, taken)
-            self._add(entry)
-        elif deposit.name.startswith("exec "):
-            run = Execution.restore(self._parts, taken, finished=self._session_ended)
-            self._executions[run.name] = run
+    def _restore_one(self, deposit: Deposit) -> None:
+        taken = Taken(deposit)
+        try:
+            if taken.name.startswith("entry "):
+                self._add(Entry.restore(self._parts, taken))
+            elif taken.name.startswith("exec "):
+                run = Execution.restore(self._parts, taken, finished=self._session_ended)
+                self._executions[run.name] = run
+        finally:
+            taken.close_rest()
 
     def _recover_journal(self) -> None:
         found = self._parts.journal.recover()
@@ -135,7 +138,7 @@ class Keeper:
     # Connections
 
     def _accept(self, _: int) -> None:
-        sock, _address = self._listener.accept()
+        sock = sockets.accept(self._listener)
         sock.setblocking(False)
         sockets.enlarge(sock)
         self._daemons[sock.fileno()] = sock
@@ -143,7 +146,7 @@ class Keeper:
 
     def _request(self, sock: socket.socket) -> None:
         try:
-            message, fds = sockets.receive(sock)
+            message, fds = wire.receive(sock)
         except BlockingIOError:
             return
         except (OSError, ValueError):
@@ -179,7 +182,7 @@ class Keeper:
         if sock.fileno() < 0:
             return
         try:
-            sockets.send(sock, message)
+            wire.send(sock, message)
         except OSError:
             self._disconnect(sock)  # a daemon that does not read its events asks again: hello
 
@@ -328,7 +331,7 @@ class Keeper:
             return
         self._ended_sessions[name] = event
         while len(self._ended_sessions) > _ENDED_SESSIONS:
-            self._ended_sessions.popitem(last=False)
+            del self._ended_sessions[next(iter(self._ended_sessions))]
         self._broadcast(event)
 
     def _exec(self, message: dict[str, Any], fds: list[int], reply: Reply) -> None:
@@ -431,15 +434,8 @@ class Keeper:
         self._broadcast({"event": "exit", **entry.describe()})
 
 
-def _signal_number(name: str) -> int:
-    """``SIGTERM``, ``TERM``, ``15`` or ``SIGRTMIN+3`` as a number."""
-    text = name.upper().removeprefix("SIG")
-    if text.isascii() and text.isdigit():
-        number = int(text)
-    elif text.startswith("RTMIN+") and text[6:].isascii() and text[6:].isdigit():
-        number = signal.SIGRTMIN + int(text[6:])
-    else:
-        number = int(getattr(signal, f"SIG{text}", 0))
-    if not 0 < number <= signal.SIGRTMAX:
-        raise InvalidInput(f"unknown signal {name!r}", hint="for example TERM, KILL, HUP or 15")
+def _signal_number(word: str) -> int:
+    number = signals.number_of(word)
+    if not number:
+        raise InvalidInput(f"unknown signal {word!r}", hint="for example TERM, KILL, HUP or 15")
     return number

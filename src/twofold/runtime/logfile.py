@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SEGMENT_BYTES = 10 << 20
 SEGMENTS = 3

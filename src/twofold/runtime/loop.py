@@ -4,16 +4,20 @@ The keeper forks at any moment, so it must not run threads, and every sandbox's 
 copy of its memory, so it does not import asyncio.
 """
 
+from __future__ import annotations
+
 import heapq
 import itertools
 import select
 import sys
 import time
-import traceback
-from collections.abc import Callable
-from functools import partial
 
-Callback = Callable[[int], None]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Callback = Callable[[int], None]
+
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
@@ -59,15 +63,18 @@ class Loop:
             for fd, events in self._epoll.poll(timeout_s):
                 callback = self._callbacks.get(fd)
                 if callback is not None:
-                    self._guard(partial(callback, events))
+                    try:
+                        callback(events)
+                    except Exception:
+                        _report()
             while self._timers and self._timers[0][0] <= time.monotonic():
                 _, _, due = heapq.heappop(self._timers)
-                self._guard(due)
+                try:
+                    due()
+                except Exception:
+                    _report()
 
-    @staticmethod
-    def _guard(callback: Callable[[], None]) -> None:
-        """One broken callback must not take every instance's keeper down."""
-        try:
-            callback()
-        except Exception:
-            traceback.print_exc(file=sys.stderr)
+
+def _report() -> None:
+    """One broken callback must not take every instance's keeper down."""
+    sys.excepthook(*sys.exc_info())  # traceback itself would take 100 kB

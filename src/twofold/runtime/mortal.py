@@ -8,11 +8,14 @@ status. What outlived both is a stranger's: the kernel may tell its status, or n
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 from twofold.linux import exits, process
 from twofold.runtime.deposit import Vault
 from twofold.runtime.loop import READ, Loop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _TRACED_RETRY_S = 2.0
 # (exit code, signal); None: nobody knows how it ended.

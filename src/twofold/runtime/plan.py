@@ -5,8 +5,13 @@ executed by ``runtime/``. Nothing here touches the kernel. Sizes are bytes, ids 
 unless a name says ``inside``.
 """
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from __future__ import annotations
+
+from twofold.record import asdict, dataclass, field
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 ID_COUNT = 65536
 

@@ -8,11 +8,14 @@ by ``exec`` cannot be had again: that is said in the instance's log and in its `
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from twofold.linux import exits
 from twofold.runtime import traces
 from twofold.runtime.deposit import Bundle, Deposit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _NOTE = "keeper and holder were killed together: some output may be missing here"
 _KILLED = "its keeper and the holder were killed together"
@@ -38,7 +41,7 @@ def _deposit(run_dir: str, name: str) -> Deposit | None:
     if plan is None:
         return None
     if state is None:
-        return Deposit(f"entry {name}", _unfinished(plan), [])
+        return Deposit.of(f"entry {name}", _unfinished(plan), [])
     ended = traces.read(run_dir, traces.EXIT)
     bundle = Bundle()
     if ended is not None:
@@ -52,7 +55,7 @@ def _deposit(run_dir: str, name: str) -> Deposit | None:
                 f"its exit code is unknown: {_KILLED}, and it ended before another came"
             )
             state.update(state="ended", exit_code=None)
-    return Deposit(f"entry {name}", state, bundle.fds)
+    return Deposit.of(f"entry {name}", state, bundle.fds)
 
 
 def _unfinished(plan: dict[str, Any]) -> dict[str, Any]:

@@ -12,15 +12,20 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import socket
 import stat
 import struct
 import termios
-from collections.abc import Callable
 
 from twofold.runtime.journal import TAKE_BYTES, Journal
 from twofold.runtime.logfile import LogWriter
 from twofold.runtime.loop import READ, WRITE, Loop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+else:
+    import _socket as socket
 
 _PAGE_BYTES = 4096
 _SOCKET_BYTES = 32768  # a writable unix socket takes at least that

@@ -11,11 +11,11 @@ a symlink in an image leads nowhere else. This module decides nothing: the plan 
 
 import os
 import stat
-from dataclasses import dataclass
 
 from twofold.errors import RuntimeFailed
 from twofold.linux import mount as lm
 from twofold.linux import openat2
+from twofold.record import dataclass
 from twofold.runtime import covers, devices, mount_locks, mount_targets
 from twofold.runtime.mount_plan import Options, own_options, parse_options
 from twofold.runtime.plan import Mount, SandboxPlan

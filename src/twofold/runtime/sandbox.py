@@ -13,23 +13,32 @@ one socket pair. Everything both say:
                               end of stream: the payload was exec'd   (container)
 """
 
+from __future__ import annotations
+
 import fcntl
 import os
-import signal
-import socket
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
 
 from twofold.errors import RuntimeFailed, TwofoldError
 from twofold.guest.identity import Identity
 from twofold.linux import netconf, process, sockets, tun
-from twofold.runtime import credentials, devices, idmap, payload, resources, rootfs
+from twofold.record import dataclass, field
+from twofold.runtime import credentials, devices, idmap, payload, resources, rootfs, wire
 from twofold.runtime.cgroups import Group, Hierarchies
 from twofold.runtime.imports import forget_modules
 from twofold.runtime.plan import SandboxPlan
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+    MonitorMain = Callable[..., int]
+else:
+    import _socket as socket
+
+_SIGKILL = 9
 NAMESPACES = (
     process.CLONE_NEWUSER
     | process.CLONE_NEWNS
@@ -38,8 +47,6 @@ NAMESPACES = (
     | process.CLONE_NEWIPC
     | process.CLONE_NEWUTS
 )
-
-MonitorMain = Callable[..., int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +58,8 @@ class Host:
     mountpoint: str
     init_fd: int
     filters: dict[str, bytes]
-    monitor_main: MonitorMain | None = None
+    # Loads the hypervisor's monitor where it is not loaded yet: a megabyte that few hosts need.
+    load_monitor: Callable[[], MonitorMain] | None = None
 
 
 @dataclass(kw_only=True)
@@ -66,7 +74,7 @@ class Sandbox:
     warnings: list[str] = field(default_factory=list)
 
     @classmethod
-    def create(cls, plan: SandboxPlan, host: Host, given: tuple[int, ...] = ()) -> "Sandbox":
+    def create(cls, plan: SandboxPlan, host: Host, given: tuple[int, ...] = ()) -> Sandbox:
         """Clone the first process and hand it its mounts; it answers ``created`` on ``sync``.
 
         ``given`` are the descriptors that ``plan.vm.given`` names; they stay the caller's.
@@ -79,6 +87,8 @@ class Sandbox:
         try:
             warnings = group.apply(resources.for_sandbox(plan.cgroup), strict=False)
             if plan.vm is not None:
+                if host.load_monitor is not None:
+                    host.load_monitor()  # here, because in the jail there is nothing to load
                 opened = _open_for_vm(plan, given)
             pid, pidfd = group.clone(NAMESPACES)
             if pid == 0:
@@ -88,7 +98,7 @@ class Sandbox:
             _hand_over(plan, host, pid, ours, group)
         except BaseException:
             if pid > 0:
-                process.pidfd_send_signal(pidfd, signal.SIGKILL)
+                process.pidfd_send_signal(pidfd, _SIGKILL)
                 os.waitpid(pid, 0)
                 os.close(pidfd)
             ours.close()
@@ -101,11 +111,11 @@ class Sandbox:
         return cls(plan=plan, pid=pid, pidfd=pidfd, sync=ours, group=group, warnings=warnings)
 
     def start(self, stdio: tuple[int, ...], *, rows: int, cols: int) -> None:
-        sockets.send(self.sync, {"step": "start", "rows": rows, "cols": cols}, stdio)
+        wire.send(self.sync, {"step": "start", "rows": rows, "cols": cols}, stdio)
 
     def kill(self) -> None:
         try:
-            process.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            process.pidfd_send_signal(self.pidfd, _SIGKILL)
         except ProcessLookupError:
             pass
 
@@ -132,7 +142,7 @@ def _hand_over(plan: SandboxPlan, host: Host, pid: int, sync: socket.socket, gro
     try:
         indexes = sorted(prepared.binds)
         fds = (prepared.root_fd, *(prepared.binds[index] for index in indexes))
-        sockets.send(sync, {"step": "build", "binds": indexes}, fds)
+        wire.send(sync, {"step": "build", "binds": indexes}, fds)
     finally:
         prepared.close()
 
@@ -204,7 +214,7 @@ def _first_process(
 
 def _report(sync: socket.socket, error: TwofoldError) -> None:
     try:
-        sockets.send(sync, {"error": error.to_dict()})
+        wire.send(sync, {"error": error.to_dict()})
     except OSError:
         sys.stderr.write(f"{error.message}\n")
 
@@ -216,7 +226,7 @@ def _build_and_run(
     process.prctl(process.PR_SET_DUMPABLE, 0)
     # Neither may it hold other sandboxes' pipes and sockets open while it waits for its start.
     process.close_descriptors({0, 1, 2, host.init_fd, sync.fileno(), *opened.values()})
-    message, fds = sockets.receive(sync)
+    message, fds = wire.receive(sync)
     if message is None:
         return 125
     os.setgroups([])
@@ -233,8 +243,8 @@ def _build_and_run(
         mountpoint=host.mountpoint,
         has_cgroup2=bool(host.hierarchies.v2),
     )
-    sockets.send(sync, {"created": True})
-    message, fds = sockets.receive(sync)
+    wire.send(sync, {"created": True})
+    message, fds = wire.receive(sync)
     if message is None:
         return 125
     netconf.configure_loopback()
@@ -256,7 +266,7 @@ def _become_container(
     if terminal:
         master, slave, _ = payload.open_terminal(message["rows"], message["cols"])
         devices.bind_console(slave)
-        sockets.send(sync, {"terminal": True}, (master,))
+        wire.send(sync, {"terminal": True}, (master,))
         os.close(master)
         stdio = (slave, slave, slave)
     else:
@@ -264,7 +274,7 @@ def _become_container(
     payload.take_stdio(stdio, terminal=terminal)
     warnings = credentials.apply_limits(plan.process.rlimits)
     if warnings:
-        sockets.send(sync, {"warnings": warnings})
+        wire.send(sync, {"warnings": warnings})
     payload.exec_payload(
         plan.process,
         filter_program=host.filters.get(plan.process.seccomp, b""),
@@ -278,7 +288,7 @@ def _become_monitor(
     plan: SandboxPlan, host: Host, sync: socket.socket, fds: list[int], opened: dict[str, int]
 ) -> int:
     """PID 1 of a VM's sandbox: unprivileged, jailed, and then the monitor that runs QEMU."""
-    if host.monitor_main is None or plan.vm is None:
+    if host.load_monitor is None or plan.vm is None:
         raise RuntimeFailed("this keeper was started without a monitor")
     stdio = (fds[0], fds[0], fds[0]) if len(fds) == 1 else (fds[0], fds[1], fds[2])
     payload.take_stdio(stdio, terminal=False)
@@ -288,7 +298,9 @@ def _become_monitor(
     credentials.become(who, plan.process, host.filters.get(plan.process.seccomp, b""))
     credentials.reset_signals()
     process.set_process_name("twofold-monitor")
-    control = socket.socket(fileno=opened.pop("control"))
-    return host.monitor_main(
+    import socket as whole  # loaded by the monitor, which wants more of it than we do
+
+    control = whole.socket(fileno=opened.pop("control"))
+    return host.load_monitor()(
         plan.to_dict()["vm"], stdio=(0, 1, 2), fds=opened, status=sync, control=control
     )

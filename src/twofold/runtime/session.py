@@ -7,12 +7,9 @@ output travels (relays), and how to signal and resize it. Both walls have the sa
 from __future__ import annotations
 
 import os
-import signal
-import socket
-from collections.abc import Callable
-from typing import Any
 
 from twofold.errors import IllegalState, TwofoldError
+from twofold.linux import signals
 from twofold.runtime import payload
 from twofold.runtime.attached import Attached
 from twofold.runtime.deposit import Bundle, Taken
@@ -21,6 +18,14 @@ from twofold.runtime.journal import Journal
 from twofold.runtime.logfile import LogWriter
 from twofold.runtime.loop import Loop
 from twofold.runtime.relay import Relay, Typing, Viewer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import Any
+else:
+    import _socket as socket
 
 _ATTACHED_LIMIT = 32
 _STREAMS = ("stdout", "stderr")
@@ -67,9 +72,9 @@ class Session:
         self.changed()
 
     def _signal(self, name: str) -> None:
-        number = getattr(signal, name, None)
-        if isinstance(number, signal.Signals):
-            self.send_signal(int(number))
+        number = signals.number_of(name)
+        if number:
+            self.send_signal(number)
 
     def _resize(self, rows: int, cols: int) -> None:
         if self.send_resize is not None:

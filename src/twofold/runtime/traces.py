@@ -7,15 +7,18 @@ exit.json      how it ended
 
 from __future__ import annotations
 
-import json
 import os
-from typing import Any
 
 from twofold.errors import NotFound
+from twofold.guest import jsontext
 from twofold.linux import exits
 from twofold.record import replace
 from twofold.runtime import plan as plans
 from twofold.runtime.plan import SandboxPlan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 PLAN, RUNNING, EXIT = "plan.json", "running.json", "exit.json"
 
@@ -83,9 +86,9 @@ def write_exit(run_dir: str, record: dict[str, Any]) -> None:
 
 def read(run_dir: str, name: str) -> dict[str, Any] | None:
     try:
-        with open(f"{run_dir}/{name}", encoding="utf-8") as file:
-            found = json.load(file)
-    except (OSError, ValueError):
+        with open(f"{run_dir}/{name}", "rb") as file:
+            found = jsontext.loads(file.read())
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -97,8 +100,8 @@ def _write(run_dir: str, name: str, record: dict[str, Any]) -> None:
     temporary = f"{run_dir}/{name}.tmp"
     try:
         os.makedirs(run_dir, mode=0o700, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(record, file)
+        with open(temporary, "wb") as file:
+            file.write(jsontext.dumps(record))
         os.replace(temporary, f"{run_dir}/{name}")
     except OSError:
         pass

@@ -7,21 +7,27 @@ when it started, ``ended(exit_code)`` once.
 from __future__ import annotations
 
 import os
-import signal
-import socket
-from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any
 
 from twofold.errors import RuntimeFailed, TwofoldError, from_dict
-from twofold.linux import sockets
+from twofold.linux import signals
+from twofold.record import asdict
+from twofold.runtime import wire
 from twofold.runtime.deposit import Bundle, Taken, Vault
 from twofold.runtime.loop import READ, Loop
 from twofold.runtime.mortal import Ending, Mortal
 from twofold.runtime.plan import Process
 from twofold.runtime.session import Session
 
-Outcome = Callable[[TwofoldError | None], None]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import Any
+
+    Outcome = Callable[[TwofoldError | None], None]
+else:
+    import _socket as socket
+
 _SIGKILL = 9
 
 
@@ -108,7 +114,7 @@ class JoinedProcess:
         if self._sync is None:
             return
         try:
-            message, fds = sockets.receive(self._sync)
+            message, fds = wire.receive(self._sync)
         except BlockingIOError:
             return
         except (OSError, ValueError):
@@ -229,10 +235,10 @@ class GuestSession:
             self.request(request, stdio)
 
     def request(self, message: dict[str, Any], fds: tuple[int, ...]) -> None:
-        sockets.send(self._control, message, fds)
+        wire.send(self._control, message, fds)
 
     def send_signal(self, number: int) -> None:
-        name = signal.Signals(number).name
+        name = signals.name_of(number)
         self._steer({"op": "signal", "signal": name, "group": number == _SIGKILL})
 
     def _send_resize(self, rows: int, cols: int) -> None:
@@ -240,13 +246,13 @@ class GuestSession:
 
     def _steer(self, message: dict[str, Any]) -> None:
         try:
-            sockets.send(self._control, message)
+            wire.send(self._control, message)
         except OSError:
             pass  # the guest has just gone: the connection's end says so
 
     def _message(self, _: int) -> None:
         try:
-            message, fds = sockets.receive(self._control)
+            message, fds = wire.receive(self._control)
         except BlockingIOError:
             return
         except (OSError, ValueError):
