@@ -94,6 +94,7 @@ def test_the_same_request_is_answered_at_once(store: ImageStore, image: Image) -
         build(store, "debian", include=["vsftpd"])
 
 
+@pytest.mark.slow
 def test_a_package_that_does_not_exist(store: ImageStore, leftovers: None) -> None:
     with pytest.raises(TwofoldError, match="no-such-package-at-all"):
         build(store, "odd", include=["no-such-package-at-all"])

@@ -107,6 +107,7 @@ def test_what_a_fork_wrote_is_there_at_its_next_start(twofold: Runner, alpine_im
         twofold("rm", "-f", "writer", check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_a_damaged_template_is_made_again(
     twofold: Runner, twofold_root: str, alpine_image: str
