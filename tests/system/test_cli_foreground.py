@@ -271,7 +271,8 @@ def test_an_interrupted_boot_is_undone_when_the_command_returns(
     busybox_image: str,
     no_leaks: Callable[[], None],
 ) -> None:
-    child = start("run", "--rm", "--vm", "--name", "cut", *APART, busybox_image, "true")
+    run = ("run", "--rm", "--vm", "--cold", "--name", "cut", *APART, busybox_image, "true")
+    child = start(*run)
     assert child.stderr
     line = child.stderr.readline()
     while not line.startswith(b"Booting cut"):
