@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import random
 import select
 import time
 from collections.abc import Iterator
@@ -303,6 +304,39 @@ def test_attached_clients_outlive_the_keeper(lab: Lab) -> None:
         lab.event("exit")
         lab.call("release", id=name)
         client.close()
+
+
+@pytest.mark.parametrize("seconds", [4, pytest.param(90, marks=pytest.mark.slow)])
+def test_many_keepers_in_a_row(lab: Lab, seconds: int) -> None:
+    """Killed again and again while everything is under way; nothing lost, nothing left open."""
+    generator = random.Random(7)
+    lab.start(lab.plan("before", "sleep", "1000"))
+    before = descriptors(lab)
+    names = [f"row{seconds}-{number}" for number in range(8)]
+    for name in names:
+        lab.start(lab.plan(name, "sh", "-c", BEAT.replace("0.02", "0.005")))
+    deadline, rounds = time.monotonic() + seconds, 0
+    while time.monotonic() < deadline:
+        client = attach(lab, generator.choice(names))
+        for _ in range(generator.randrange(3)):
+            assert lab.execute(generator.choice(names), "true")[0] == 0
+        time.sleep(generator.random() / 5)
+        keeper_lab.replace_keeper(lab)
+        assert lab.call("hello")["ok"]
+        client.close()
+        rounds += 1
+    assert rounds > seconds
+    for name in names:
+        lab.call("kill", id=name)
+    for _ in names:
+        event = lab.event("exit")
+        assert event["exit_code"] == 137
+        assert "ok" in lab.call("release", id=event["id"])
+        lines = lab.log(event["id"]).splitlines()
+        assert len(lines) > 20
+        assert lines == [f"beat {number}" for number in range(1, len(lines) + 1)]
+    assert descriptors(lab) <= before
+    end(lab, "before")
 
 
 def test_unknown_tickets_and_the_dead_are_refused(lab: Lab) -> None:

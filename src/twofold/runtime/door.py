@@ -127,6 +127,10 @@ class DoorClient:
             os.close(fd)
         self.fds = ()
 
+    @property
+    def gone(self) -> bool:
+        return self._sock.fileno() < 0
+
     def close(self) -> None:
         """Idempotent. ``on_gone`` is called once."""
         if self._sock.fileno() < 0:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 else:
     import _signal as signal
 
-_QUICK_DEATH_S = 1.0
+_QUICK_DEATH_S = 0.1
 _LONGEST_PAUSE_S = 1.0
 
 Deposits = dict[str, Deposit]

@@ -12,6 +12,7 @@ keeper inherits; what is under way is noted in the page. Every step is one syste
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -57,8 +58,10 @@ class Journal:
         self._page[_ACTIVE] = 1
         try:
             count = os.splice(source, self._in, min(limit, TAKE_BYTES), flags=os.SPLICE_F_NONBLOCK)
-        except OSError:
+        except OSError as error:
             self._page[_ACTIVE] = 0
+            if error.errno == errno.EINVAL:  # kernels before 5.11 cannot splice a terminal
+                return os.read(source, limit)
             raise
         if count == 0:
             self._page[_ACTIVE] = 0

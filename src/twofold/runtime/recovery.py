@@ -8,6 +8,7 @@ by ``exec`` cannot be had again: that is said in the instance's log and in its `
 from __future__ import annotations
 
 import os
+import sys
 
 from twofold.linux import exits
 from twofold.runtime import traces
@@ -29,7 +30,12 @@ def recover(directory: str) -> dict[str, Deposit]:
     except OSError:
         return found
     for name in names:
-        deposit = _deposit(f"{directory}/{name}", name)
+        try:
+            deposit = _deposit(f"{directory}/{name}", name)
+        except (KeyError, TypeError, ValueError) as error:
+            # Not ours, or damaged: the daemon ends what no keeper knows.
+            sys.stderr.write(f"the traces in {directory}/{name} make no sense: {error!r}\n")
+            continue
         if deposit is not None:
             found[deposit.name] = deposit
     return found
@@ -47,7 +53,8 @@ def _deposit(run_dir: str, name: str) -> Deposit | None:
     if ended is not None:
         state.update(ended)
     else:
-        pidfd = _open(int(state["pid"]), int(state["start_time"]))
+        same_boot = state["boot"] == traces.boot()
+        pidfd = _open(int(state["pid"]), int(state["start_time"])) if same_boot else -1
         if pidfd >= 0:
             _resume(state, pidfd, bundle)
         else:

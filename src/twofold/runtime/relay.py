@@ -78,7 +78,10 @@ class Viewer:
         self._is_pipe = stat.S_ISFIFO(os.fstat(fd).st_mode)
         os.set_blocking(fd, False)
         if self._is_pipe:
-            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _VIEW_BYTES)
+            try:
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _VIEW_BYTES)
+            except OSError:
+                pass  # it is behind sooner then
 
     def show(self, data: bytes) -> None:
         written = 0

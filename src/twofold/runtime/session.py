@@ -169,6 +169,8 @@ class Session:
         else:
             attached = Attached.to_pipes(self._loop, client, self.stdin_fd)
         self._welcome(attached)
+        if client.gone:  # before it heard that it may come in
+            self._attached_gone(attached)
         self.changed()
 
     def _welcome(self, attached: Attached) -> None:

@@ -52,8 +52,14 @@ def update_plan(plan: SandboxPlan) -> None:
 def write_running(run_dir: str, state: dict[str, Any], pid: int) -> None:
     """``state`` is the entry's deposit without descriptors."""
     pipes = {stream: _pipe(pid, number) for stream, number in (("stdout", 1), ("stderr", 2))}
-    record = {**state, "start_time": exits.start_time(pid), "pipes": pipes}
+    record = {**state, "boot": boot(), "start_time": exits.start_time(pid), "pipes": pipes}
     _write(run_dir, RUNNING, record)
+
+
+def boot() -> str:
+    """What tells this boot of the host from any other: process numbers begin anew."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
 
 
 def _pipe(pid: int, number: int) -> str:
