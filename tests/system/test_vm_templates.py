@@ -99,7 +99,7 @@ def test_what_a_fork_wrote_is_there_at_its_next_start(twofold: Runner, alpine_im
         for expected in (0, 1):
             twofold("start", "writer", check=True)
             deadline = time.monotonic() + 60
-            while b"stopped" not in twofold("list", "-a", check=True).stdout:
+            while b'"stopped"' not in twofold("show", "writer", "--json", check=True).stdout:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
             assert len(twofold("logs", "writer", check=True).stdout.splitlines()) == expected
