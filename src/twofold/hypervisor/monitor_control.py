@@ -7,6 +7,7 @@ QEMU, and not yet here. Sends few commands, waits for none.
 import array
 import json
 import socket
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +19,15 @@ _CAPABILITIES = [
     {"capability": "x-ignore-shared", "state": True},
     {"capability": "events", "state": True},
 ]
+# A command under way: its name, who gets what it returns, who hears that it was refused.
+_Sent = tuple[str, Callable[[Any], None] | None, Callable[[str], None] | None]
 
 
 class InnerControl:
     """QMP as the monitor speaks it: commands sent ahead, answers counted, events told.
 
-    ``on_event`` gets (name, data). ``on_failure`` gets a sentence, once; nothing follows it.
+    QEMU answers in the order of the commands. ``on_event`` gets (name, data). ``on_failure`` gets
+    a sentence, once; nothing follows it.
     """
 
     def __init__(
@@ -36,16 +40,25 @@ class InnerControl:
         self._sock, self._loop = sock, loop
         self._on_event, self._on_failure = on_event, on_failure
         self._buffer = b""
-        self._sent: list[str] = []
+        self._sent: deque[_Sent] = deque()
         sock.setblocking(False)
         loop.watch(sock.fileno(), self._readable)
         self.execute("qmp_capabilities")
 
-    def execute(self, command: str, fd: int = -1, **arguments: Any) -> None:
-        """Send a command; its answer matters only when it is an error."""
+    def execute(
+        self,
+        command: str,
+        fd: int = -1,
+        *,
+        answered: Callable[[Any], None] | None = None,
+        refused: Callable[[str], None] | None = None,
+        **arguments: Any,
+    ) -> None:
+        """Send a command. ``answered`` gets what it returns. ``refused`` gets QEMU's sentence;
+        without it a refusal is the end of this connection, as is a QEMU that has gone."""
         line = json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n"
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd >= 0 else []
-        self._sent.append(command)
+        self._sent.append((command, answered, refused))
         try:
             # A few hundred bytes to a peer that reads: they fit, or QEMU has gone.
             self._sock.sendmsg([line], rights, socket.MSG_NOSIGNAL)
@@ -77,12 +90,21 @@ class InnerControl:
             if "event" in message:
                 self._on_event(str(message["event"]), dict(message.get("data") or {}))
             elif "error" in message:
-                command = self._sent[0] if self._sent else "a command"
-                self._fail(f"QEMU refused {command}: {str(message['error'].get('desc'))[:500]}")
+                self._take_refusal(str(message["error"].get("desc"))[:500])
             elif "return" in message and self._sent:
-                self._sent.pop(0)
+                _, answered, _ = self._sent.popleft()
+                if answered is not None:
+                    answered(message["return"])
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             self._fail(f"QEMU speaks nonsense: {error}")
+
+    def _take_refusal(self, sentence: str) -> None:
+        nothing: _Sent = ("a command", None, None)
+        command, _, refused = self._sent.popleft() if self._sent else nothing
+        if refused is not None:
+            refused(sentence)
+        else:
+            self._fail(f"QEMU refused {command}: {sentence}")
 
     def _fail(self, sentence: str) -> None:
         if self._sock.fileno() >= 0:
