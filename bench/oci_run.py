@@ -23,7 +23,7 @@ import oci_lab  # noqa: E402  (the bundle that the tests use)
 
 BUDGET = 1.3
 TWOFOLD_OCI = str(CLONE / ".venv/bin/twofold-oci")
-_FIELDS_PROFILE = "/usr/share/containers/seccomp.json"
+FIELDS_PROFILE = "/usr/share/containers/seccomp.json"
 
 
 def make_bundle(directory: str, *, seccomp: bool) -> str:
@@ -32,7 +32,7 @@ def make_bundle(directory: str, *, seccomp: bool) -> str:
     bundle = lab.bundle({"process.args": ["/bin/true"]})
     if seccomp:
         config = lab.read(bundle)
-        with open(_FIELDS_PROFILE) as file:
+        with open(FIELDS_PROFILE) as file:
             config["linux"]["seccomp"] = for_the_runtime(json.load(file))
         lab.write(bundle, config)
     return str(bundle)

@@ -1,5 +1,6 @@
 """Control groups on the real hierarchies: limits bite, devices are denied, nothing stays."""
 
+import errno
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from twofold.errors import Conflict, InvalidInput, RuntimeFailed, Unsupported
 from twofold.linux import bpf
+from twofold.record import replace
 from twofold.runtime import cgroup_tree, cgroups, device_filter, resources
 from twofold.runtime.cgroups import Group, Hierarchies
 from twofold.runtime.resources import DENY_ALL, STANDARD_DEVICES, DeviceRule, Resources
@@ -212,6 +214,89 @@ def test_a_value_that_the_kernel_refuses(group: Group) -> None:
         group.apply(Resources(cpu=resources.Cpu(quota_us=5, period_us=100_000)))
     with pytest.raises(InvalidInput, match=r"cpu\.cpus is 4000"):
         group.apply(Resources(cpu=resources.Cpu(cpus="4000")))
+
+
+def settings(group: Group) -> dict[str, str]:
+    """What every file of the group holds that can be set and read."""
+    found = {}
+    for directory in set(group.paths().values()):
+        for path in Path(directory).iterdir():
+            if path.is_file() and path.stat().st_mode & 0o600 == 0o600:
+                try:
+                    found[str(path)] = path.read_text()
+                except OSError:
+                    continue
+    return {path: text for path, text in found.items() if "usage" not in path}
+
+
+EVERYTHING = Resources(
+    memory=resources.Memory(limit_bytes=96 * MIB, swap_bytes=96 * MIB, reservation_bytes=MIB),
+    cpu=resources.Cpu(shares=300, quota_us=20_000, period_us=50_000, burst_us=1000, cpus="0"),
+    pids=9,
+)
+
+
+@pytest.mark.parametrize("larger", [True, False])
+def test_a_change_that_fails_half_way_is_taken_back(
+    group: Group, larger: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the writes in turn fails."""
+    size = 64 if larger else 128
+    memory = resources.Memory(limit_bytes=size * MIB, swap_bytes=size * MIB)
+    cpu = resources.Cpu(shares=700, quota_us=90_000, period_us=100_000, burst_us=2000)
+    group.apply(Resources(memory=memory, cpu=cpu, pids=44))
+    before, real = settings(group), cgroup_tree.write
+    for number in range(1, 20):
+        left = number
+
+        def write(path: str, text: str, *, dir_fd: int | None = None) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+            real(path, text, dir_fd=dir_fd)
+
+        monkeypatch.setattr(cgroup_tree, "write", write)
+        said = ""
+        try:
+            group.update(EVERYTHING)
+        except RuntimeFailed as error:
+            said = str(error)
+        monkeypatch.setattr(cgroup_tree, "write", real)
+        if not said:
+            break
+        assert "cannot write" in said
+        assert said.endswith("; the limits are as they were before")
+        assert settings(group) == before
+    assert number > 5, "fewer writes than limits"
+    assert settings(group) != before
+
+
+def test_a_change_that_the_kernel_refuses_is_taken_back(group: Group) -> None:
+    group.apply(Resources(pids=44))
+    before = settings(group)
+    for wrong, what in (
+        (replace(EVERYTHING, cpu=resources.Cpu(quota_us=20_000, burst_us=90_000_000)), "burst"),
+        (replace(EVERYTHING, unified=(("cgroup.max.depth", "5"), ("cgroup.max.depth", "x"))), "x"),
+    ):
+        with pytest.raises((InvalidInput, Unsupported), match=what):
+            group.update(wrong)
+        assert settings(group) == before
+
+
+def test_what_cannot_be_restored_is_named(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, broken = cgroup_tree.write, False
+
+    def write(path: str, text: str, *, dir_fd: int | None = None) -> None:
+        nonlocal broken
+        broken |= path.endswith("pids.max")
+        if broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(path, text, dir_fd=dir_fd)
+
+    monkeypatch.setattr(cgroup_tree, "write", write)
+    with pytest.raises(RuntimeFailed, match=r"pids\.limit is 9: .*; not restored: .*cpu\."):
+        group.update(EVERYTHING)
 
 
 def test_what_the_host_lacks_is_an_error_or_a_warning(host: Hierarchies) -> None:

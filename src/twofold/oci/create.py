@@ -312,7 +312,9 @@ def _limit(plan: ContainerPlan, made: _Making, session: Session) -> None:
     """A group that was there before us keeps its limits, unless the document has some."""
     assert made.group is not None
     if plan.has_resources or made.group.made:
-        for warning in made.group.apply(plan.resources):
+        # One that was there before us is somebody's: with a refused limit it stays as it is.
+        write = made.group.apply if made.group.made else made.group.update
+        for warning in write(plan.resources):
             session.warn(warning)
     fault.point("create-limits")
 

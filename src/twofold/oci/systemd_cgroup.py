@@ -122,12 +122,25 @@ class Scope(Group):
 
     def apply(self, resources: Resources, *, strict: bool = True) -> list[str]:
         """Tell systemd, then write all the limits as without it."""
-        told = properties(resources, v1=self._on_v1())
-        if _state(self._unit) == "active":
-            _call("SetUnitProperties", "sba(sv)", self._unit, "true", str(len(told)), *_flat(told))
-        else:
-            self._start(told)
+        self._tell(properties(resources, v1=self._on_v1()))
         return super().apply(resources, strict=strict)
+
+    def update(self, resources: Resources, *, strict: bool = True) -> list[str]:
+        """Tell systemd and write, or after an error: what held before, in both places."""
+        told = properties(resources, v1=self._on_v1())
+        former = [found for name, *_ in told if (found := _property(self._unit, name))]
+        self._tell(told)
+        try:
+            return super().update(resources, strict=strict)
+        except BaseException:
+            self._tell(former)
+            raise
+
+    def _tell(self, told: list[tuple[str, ...]]) -> None:
+        if _state(self._unit) != "active":
+            self._start(told)
+        elif told:
+            _call("SetUnitProperties", "sba(sv)", self._unit, "true", str(len(told)), *_flat(told))
 
     def _start(self, told: list[tuple[str, ...]]) -> None:
         members = self.pids()
@@ -241,17 +254,26 @@ def _flat(settings: list[tuple[str, ...]]) -> list[str]:
 
 def _state(unit: str) -> str:
     """``active``, ``inactive``, ``failed`` … or "" when systemd does not know the unit."""
+    answer = _get(unit, "Unit", "ActiveState")
+    return answer.removeprefix('s "').removesuffix('"')
+
+
+def _property(unit: str, name: str) -> tuple[str, ...]:
+    """A limit as it is now, as ``SetUnitProperties`` takes it; empty when there is none such."""
+    return (name, *words) if (words := _get(unit, "Scope", name).split()) else ()
+
+
+def _get(unit: str, interface: str, name: str) -> str:
+    """A property as busctl writes it: type and value. Empty when systemd does not know the unit."""
     path = "/org/freedesktop/systemd1/unit/" + "".join(
         letter if letter.isascii() and letter.isalnum() else f"_{ord(letter):02x}"
         for letter in unit
     )
+    interface = f"org.freedesktop.systemd1.{interface}"
     try:
-        answer = _busctl(
-            "get-property", _MANAGER[0], path, "org.freedesktop.systemd1.Unit", "ActiveState"
-        )
+        return _busctl("get-property", _MANAGER[0], path, interface, name).strip()
     except RuntimeFailed:
         return ""
-    return answer.strip().removeprefix('s "').removesuffix('"')
 
 
 def _call(method: str, signature: str, *values: str) -> None:

@@ -49,7 +49,7 @@ def make(directory: str) -> None:
         # walks the path of its root with the rights of whoever is inside.
         umask = os.umask(0o022)
         try:
-            os.makedirs(directory, exist_ok=True)
+            _make_directories(directory)
         except FileNotFoundError:
             continue
         except FileExistsError as error:
@@ -66,6 +66,17 @@ def make(directory: str) -> None:
             os.umask(umask)
         return
     raise RuntimeFailed(f"cannot make the control group {directory}: its parent keeps vanishing")
+
+
+def _make_directories(directory: str) -> None:
+    """As os.makedirs; but first the one call that is enough where the parent is there."""
+    try:
+        os.mkdir(directory)
+    except FileNotFoundError:
+        os.makedirs(directory, exist_ok=True)
+    except FileExistsError:
+        if not os.path.isdir(directory):
+            raise
 
 
 def inherit_cpuset(top: str, directory: str) -> None:

@@ -12,6 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from twofold.runtime.cgroup_undo import Former
+
 _UNLIMITED_V1 = 2**62  # v1 says "no limit" with a number near 2**63, a multiple of its page size
 
 
@@ -54,8 +56,11 @@ class Lack:
         return f"{self.reason}: {self.field} {self.value} is not set"
 
 
-def execute(writes: list[Write], paths: Mapping[str, str]) -> list[Lack]:
+def execute(
+    writes: list[Write], paths: Mapping[str, str], former: Former | None = None
+) -> list[Lack]:
     """Write in order. Returns what has no file on this host; a refused value raises.
+    ``former`` is told of every write before it happens.
 
     Limits depend on each other (v1: memory on memory and swap together; burst on quota, period
     on quota), and which of two must change first depends on whether they rise or fall. So what
@@ -65,21 +70,23 @@ def execute(writes: list[Write], paths: Mapping[str, str]) -> list[Lack]:
     late: list[Write] = []
     for write in writes:
         try:
-            lacks += _execute(write, paths[write.controller])
+            lacks += _execute(write, paths[write.controller], former)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise _refused(write, error, paths[write.controller]) from error
             late.append(write)
     for write in late:
         try:
-            lacks += _execute(write, paths[write.controller])
+            lacks += _execute(write, paths[write.controller], former)
         except OSError as error:
             raise _refused(write, error, paths[write.controller]) from error
     return lacks
 
 
-def _execute(write: Write, directory: str) -> list[Lack]:
+def _execute(write: Write, directory: str, former: Former | None) -> list[Lack]:
     for file, text in ((write.file, write.text), *write.otherwise):
+        if former is not None:
+            former.note(directory, file, text)
         try:
             cgroup_tree.write(f"{directory}/{file}", text)
         except FileNotFoundError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from twofold.errors import Conflict, RuntimeFailed, Unsupported
+from twofold.errors import Conflict, RuntimeFailed, TwofoldError, Unsupported
 from twofold.linux import process
 from twofold.record import replace
 from twofold.runtime import cgroup_layout, cgroup_plan, cgroup_tree, cgroup_write
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
+    from twofold.runtime.cgroup_undo import Former
     from twofold.runtime.resources import DeviceRule, Resources
 
 __all__ = ["OWN_CONTROLLERS", "Group", "Hierarchies", "detect", "relative_path"]
@@ -224,11 +225,32 @@ class Group:
     # Limits
 
     def apply(self, resources: Resources, *, strict: bool = True) -> list[str]:
-        """Write the limits, also those of a running container. Returns warnings.
+        """Write the limits of a group that is new. Returns warnings.
 
         What this host lacks raises Unsupported when ``strict`` and is a warning otherwise. A value
         that the kernel refuses raises InvalidInput; what was written before it stays.
         """
+        return self._apply(resources, strict=strict)
+
+    def update(self, resources: Resources, *, strict: bool = True) -> list[str]:
+        """``apply`` to a group that is in use: all of it or, after an error, nothing.
+
+        The error then says that the earlier limits hold, or which of them could not be restored.
+        """
+        from twofold.runtime.cgroup_undo import Former
+
+        former = Former()
+        try:
+            return self._apply(resources, strict=strict, former=former)
+        except TwofoldError as error:
+            raise _with(error, former.restore()) from error
+        except BaseException:
+            former.restore()
+            raise
+
+    def _apply(
+        self, resources: Resources, *, strict: bool, former: Former | None = None
+    ) -> list[str]:
         resources = self._completed(resources)
         self._check_usage(resources)
         steps = cgroup_plan.plan(resources, self._hierarchies)
@@ -238,7 +260,9 @@ class Group:
             raise lacks[0].error()
         needed = {write.file.partition(".")[0] for write in writes if not write.controller}
         self._enable(sorted(needed - {"cgroup"}))
-        lacks += cgroup_write.execute(writes, self._paths)
+        lacks += cgroup_write.execute(writes, self._paths, former)
+        if strict and lacks:
+            raise lacks[0].error()
         if resources.devices is not None:
             lacks += self._filter_devices(resources.devices)
         if strict and lacks:
@@ -376,6 +400,12 @@ class Group:
             except OSError:
                 continue
         return found
+
+
+def _with(error: TwofoldError, left: list[str]) -> TwofoldError:
+    """The error of a change, and what became of the limits before it."""
+    what = f"not restored: {', '.join(left)}" if left else "the limits are as they were before"
+    return type(error)(f"{error.message}; {what}", hint=error.hint, details=error.details)
 
 
 def _processes(directories: Iterable[str]) -> set[int]:

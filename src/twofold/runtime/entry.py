@@ -356,14 +356,8 @@ class Entry:
 
     def update(self, limits: dict[str, Any]) -> list[str]:
         """Change the limits that are named, of the running instance; all or none of them."""
-        now_limits = self.plan.cgroup
-        before = {name: getattr(now_limits, name) for name in limits}
-        try:
-            warnings = self.group.apply(resources.change(limits), strict=False)
-        except BaseException:
-            self.group.apply(resources.change(before), strict=False)
-            raise
-        self.plan = replace(self.plan, cgroup=replace(now_limits, **limits))
+        warnings = self.group.update(resources.change(limits), strict=False)
+        self.plan = replace(self.plan, cgroup=replace(self.plan.cgroup, **limits))
         self.keep()
         traces.update_plan(self.plan)
         return warnings

@@ -59,7 +59,7 @@ def run(values: Values, rest: list[str], session: Session) -> int:
     resources = resource_parser.parse(_node(values), devices=False)
     with lookup.find(session.root, container_id, lock=True) as found:
         found.require("created", "running", "paused", verb="update")
-        for warning in found.group().apply(resources):
+        for warning in found.group().update(resources):
             session.warn(warning)
     return 0
 
