@@ -22,6 +22,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs root (namespaces, bridge, cgroups)"))
         if item.get_closest_marker("shared") and shared_dir is None:
             item.add_marker(pytest.mark.skip(reason=SHARED_ABSENT))
+        item.add_marker(pytest.mark.xdist_group(_stream(item)))
+
+
+def _stream(item: pytest.Item) -> str:
+    """Which tests run after one another when several processes test at once: all those that share
+    the session's Twofold, and otherwise those of one file."""
+    if "twofold_root" in getattr(item, "fixturenames", ()):
+        return "the session's twofold"
+    return str(item.path)
 
 
 SHARED_ABSENT = (

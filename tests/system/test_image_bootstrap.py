@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,16 @@ from twofold.image.store import ImageStore
 from twofold.model.image import Image
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def temporary() -> Iterator[Path]:
+    """Where these builds have their temporary roots, so that another's build is not in sight."""
+    with tempfile.TemporaryDirectory(prefix="twofold-test-build.", dir="/var/tmp") as path:
+        os.chmod(path, 0o755)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TMPDIR", path)
+            yield Path(path)
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +46,11 @@ def image(store: ImageStore, told: list[tuple[float | None, str]]) -> Image:
 
 
 @pytest.fixture
-def leftovers() -> Iterator[None]:
+def leftovers(temporary: Path) -> Iterator[None]:
     """No temporary root and no mount of it outlives a build."""
     yield
-    assert [name for name in os.listdir("/var/tmp") if name.startswith("twofold-build.")] == []
-    assert "mmdebstrap" not in Path("/proc/self/mountinfo").read_text()
+    assert os.listdir(temporary) == []
+    assert str(temporary) not in Path("/proc/self/mountinfo").read_text()
 
 
 def test_the_image_is_complete_small_and_neutral(store, image, told, leftovers) -> None:

@@ -193,7 +193,7 @@ def test_nothing_is_left_behind(lab: Lab) -> None:
     for number in range(10):
         lab.run(f"leak{number}", "true")
     assert not cgroup_directories(lab.paths)
-    assert "overlay" not in Path(f"/proc/{lab.process.pid}/mounts").read_text()
+    assert str(lab.layer) not in Path(f"/proc/{lab.process.pid}/mounts").read_text()
     assert len(os.listdir(f"/proc/{lab.process.pid}/fd")) < 20
 
 
