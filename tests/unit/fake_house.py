@@ -258,6 +258,9 @@ class FakeImages:
     async def disk(self, digest: str, operation: Operation) -> str:
         return "/images/erofs/1.erofs"
 
+    async def disk_file(self, digest: str, operation: Operation) -> str:
+        return "/images/disks/1.raw"
+
 
 class FakeMachines:
     def __init__(self) -> None:

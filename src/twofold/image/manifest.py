@@ -47,8 +47,11 @@ class Descriptor:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
+    """``artifact_type`` is empty for an image with a root file system."""
+
     config: Descriptor
     layers: tuple[Descriptor, ...]
+    artifact_type: str = ""
 
 
 def host_architecture() -> str:
@@ -76,6 +79,7 @@ def parse(data: bytes, media_type: str = "") -> Manifest | list[Descriptor]:
     return Manifest(
         config=_descriptor(top.get("config"), what),
         layers=tuple(_descriptor(item, what) for item in layers),
+        artifact_type=document.get_string(top, "artifactType", what),
     )
 
 
@@ -132,13 +136,12 @@ def to_json(descriptor: Descriptor) -> Document:
     return value
 
 
-def write(config: Descriptor, layers: list[Descriptor]) -> bytes:
+def write(config: Descriptor, layers: list[Descriptor], *, artifact_type: str = "") -> bytes:
     """An OCI manifest for an image that came without one."""
-    return document.dump(
-        {
-            "schemaVersion": 2,
-            "mediaType": OCI_MANIFEST,
-            "config": to_json(config),
-            "layers": [to_json(layer) for layer in layers],
-        }
-    )
+    top = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": to_json(config),
+        "layers": [to_json(layer) for layer in layers],
+    }
+    return document.dump(top | ({"artifactType": artifact_type} if artifact_type else {}))

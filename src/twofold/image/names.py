@@ -12,6 +12,11 @@ _NAME = re.compile(
 _MAX_LENGTH = 255
 _DEFAULT_REGISTRY = ("docker.io/library/", "index.docker.io/library/", "docker.io/", "localhost/")
 
+_SUFFIXES = (
+    "tar|tgz|txz|tzst|gz|xz|zst|zstd|bz2|oci|docker"
+    "|qcow2|raw|vmdk|vdi|vhdx|iso|img|ima|flp|vfd|dsk|fd|dd|hdd"
+)
+
 BUILTIN_SUITES = {"debian:bookworm": "bookworm", "debian:trixie": "trixie"}
 _ALIASES = {"debian:latest": "debian:bookworm"}
 
@@ -41,7 +46,7 @@ def is_builtin(name: str) -> bool:
 def from_file_name(file_name: str) -> str:
     """A name for an image that has none: ``/x/Alpine 3.20.tar.gz`` → ``alpine-3.20:latest``."""
     stem = file_name.rstrip("/").rsplit("/", 1)[-1].lower()
-    stem = re.sub(r"(\.(tar|tgz|txz|tzst|gz|xz|zst|zstd|bz2|oci|docker))+\Z", "", stem)
+    stem = re.sub(rf"(\.({_SUFFIXES}))+\Z", "", stem)
     stem = re.sub(r"[^a-z0-9._-]+", "-", stem)
     stem = re.sub(r"[._-]*-[._-]*|\.[._]+|_[._]*\.[._]*|___+", "-", stem)[:128].strip("._-")
     return normalise(stem or "imported")

@@ -6,12 +6,13 @@
         blobs/sha256/HEX    manifests and configurations
         layers/HEX/         unpacked layers by diff id, owners 0..65535 as stored
         layers/HEX.json     what unpacking counted
+        disks/HEX.raw       hard disks, optical discs and floppy disks, by checksum (disks/shelf.py)
         erofs/HEX.erofs     merged images by manifest digest, built when first asked for
         tmp/                unfinished work; what killed processes leave is removed at open
         lock busy.lock      writers; work in progress that a collection must not pull away
         reserve             a few blocks, so that removing works on a full disk
 
-A directory in ``layers/`` or a file in ``erofs/`` is complete: it was renamed into place after it
+What is in ``layers/``, ``disks/`` or ``erofs/`` is complete: it was renamed into place after it
 reached the disk. ``index.json`` is the one source of truth; what it does not reach is garbage.
 Thread-safe and process-safe. Knows nothing of instances: callers say which images they use.
 """
@@ -24,25 +25,27 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 
 from twofold.errors import Conflict, Corrupt, InvalidInput
 from twofold.image import config, document, manifest, names, workspace
 from twofold.image import index as images
 from twofold.image.compression import HashingReader
+from twofold.image.disks import record
+from twofold.image.disks.content import Content
+from twofold.image.disks.shelf import DiskShelf
 from twofold.image.layer import OPAQUE, Limits
+from twofold.image.layershelf import LayerShelf
 from twofold.image.manifest import REF_NAME, Descriptor
 from twofold.image.merge import merge
 from twofold.image.storefiles import StoreFiles
 from twofold.image.tarstream import Reader
 from twofold.image.unpack import Unpacked, require_digest, unpack
 from twofold.image.workspace import locked, storage_errors
-from twofold.linux.syncfs import syncfs
 from twofold.model.image import Image
 from twofold.model.progress import Progress, silent
 
 SOURCE = "io.twofold.source"
-_ROOMS = ("erofs", "blobs/sha256", "layers")  # what is cheap to remove comes first
+_ROOMS = ("erofs", "blobs/sha256", "disks", "layers")  # what is cheap to remove comes first
 _Strings = list[str]  # the class below has a method called ``list``
 _Images = list[Image]
 
@@ -52,13 +55,15 @@ class ImageStore:
 
     def __init__(self, paths_images: str, *, limits: Limits | None = None) -> None:
         self._files = StoreFiles(paths_images)
+        self._layers = LayerShelf(self._files)
+        self._disks = DiskShelf(self._files)
         self._limits = limits or Limits()
         self._index = os.path.join(paths_images, "index.json")
         self._known: dict[str, Image] = {}  # by digest: content never changes
         with storage_errors(f"open the image store {paths_images}"):
             os.makedirs(paths_images, 0o700, exist_ok=True)
             os.chmod(paths_images, 0o700)
-            for name in ("blobs/sha256", "layers", "erofs", "tmp"):
+            for name in (*_ROOMS, "tmp"):
                 os.makedirs(os.path.join(paths_images, name), 0o700, exist_ok=True)
             with self._files.writing():
                 workspace.remove_stale(self._files.tmp)
@@ -110,7 +115,20 @@ class ImageStore:
 
     def layer_path(self, diff_id: str) -> str:
         """Where the unpacked layer is, or would be."""
-        return self._files.path(f"layers/{document.digest(diff_id, 'a layer')[7:]}")
+        return self._layers.path(diff_id)
+
+    def disk_file(self, image: Image, progress: Progress = silent) -> str:
+        """The raw content of an image that is a disk, found to be as it was stored.
+
+        That is quick unless the file was touched: then all of it is read. Never write to it.
+        Raises InvalidInput for an image that is none, Corrupt.
+        """
+        facts = record.facts_of(image)
+        return self._disks.checked(facts.checksum, facts.virtual_size_bytes, progress)
+
+    def verify(self, image: Image, progress: Progress = silent) -> None:
+        """Read the whole disk and compare it with its checksum. Raises InvalidInput, Corrupt."""
+        self._disks.verify(record.facts_of(image).checksum, progress)
 
     # -- names -----------------------------------------------------------------------------
 
@@ -200,7 +218,7 @@ class ImageStore:
         With ``diff_id`` or ``blob`` the digests (and the blob's size) must match: raises Corrupt,
         and nothing is kept. ``finish`` is called when all is unpacked and may still raise.
         """
-        if diff_id and blob is not None and (known := self._known_layer(diff_id)) is not None:
+        if diff_id and blob is not None and (known := self._layers.known(diff_id)) is not None:
             reader = HashingReader(source)
             while reader.read(1 << 20):
                 progress(None, "layer is already here: checking its digest")
@@ -227,7 +245,7 @@ class ImageStore:
                 require_digest(found.diff_id, diff_id, "a layer")
             finish()
             progress(1.0, "writing the layer to disk")
-            self._adopt_layer(place, found)
+            self._layers.adopt(place, found)
         return found
 
     def add(
@@ -240,25 +258,50 @@ class ImageStore:
         annotations: Mapping[str, str] | None = None,
     ) -> Image:
         """Record an image whose layers are here, and point ``name`` at it."""
+        top = manifest.parse(manifest_blob)
+        if isinstance(top, manifest.Manifest) and top.artifact_type == record.ARTIFACT_TYPE:
+            raise InvalidInput("the image's manifest says that it is a disk of another store")
         parsed = config.parse(config_blob)
         wanted = names.normalise(name)
         for layer in parsed.layers:
-            if self._known_layer(layer) is None:
+            if self._layers.known(layer) is None:
                 raise Corrupt(f"layer {layer} of the image was not unpacked")
         digest = _digest(manifest_blob)
-        notes = {SOURCE: source, **(annotations or {})}
         new = Descriptor(
             digest=digest,
             size_bytes=len(manifest_blob),
             media_type=manifest.media_type_of(manifest_blob),
             platform=("linux", parsed.architecture),
-            annotations=notes,
+            annotations={SOURCE: source, **(annotations or {})},
         )
+        return self._record(new, (config_blob, manifest_blob), wanted)
+
+    def add_disk(
+        self, found: record.DiskRecord, draft: str, content: Content, *, name: str, source: str
+    ) -> Image:
+        """Take the measured file ``draft``, made within ``working()``, as an image."""
+        wanted = names.normalise(name)
+        config_blob = record.write_config(found)
+        config_of = Descriptor(
+            digest=_digest(config_blob), size_bytes=len(config_blob), media_type=record.CONFIG_TYPE
+        )
+        manifest_blob = record.write_manifest(config_of, found.facts)
+        new = Descriptor(
+            digest=_digest(manifest_blob),
+            size_bytes=len(manifest_blob),
+            media_type=manifest.OCI_MANIFEST,
+            annotations={SOURCE: source},
+        )
+        with storage_errors("store the disk"):
+            self._disks.adopt(draft, content)
+        return self._record(new, (config_blob, manifest_blob), wanted)
+
+    def _record(self, new: Descriptor, blobs: tuple[bytes, ...], name: str) -> Image:
         with storage_errors("store the image"), self._files.writing():
-            for blob in (config_blob, manifest_blob):
+            for blob in blobs:
                 self._files.write(f"blobs/sha256/{_digest(blob)[7:]}", blob)
-            self._write_index(images.renamed(self._read_index(), new, wanted))
-        return self.resolve(wanted)
+            self._write_index(images.renamed(self._read_index(), new, name))
+        return self.resolve(name)
 
     # -- one file --------------------------------------------------------------------------
 
@@ -346,8 +389,12 @@ class ImageStore:
         parsed = manifest.parse(self._blob(item.digest), "")
         if not isinstance(parsed, manifest.Manifest):
             raise Corrupt(f"image {item.digest} is an index, not a manifest")
+        if parsed.artifact_type == record.ARTIFACT_TYPE:
+            return record.image_of(
+                item.digest, record.parse_config(self._blob(parsed.config.digest))
+            )
         settings = config.parse(self._blob(parsed.config.digest))
-        layers = [self._known_layer(layer) for layer in settings.layers]
+        layers = [self._layers.known(layer) for layer in settings.layers]
         return Image(
             digest=item.digest,
             names=[],
@@ -374,34 +421,6 @@ class ImageStore:
 
     # -- layers and garbage ----------------------------------------------------------------
 
-    def _known_layer(self, diff_id: str) -> Unpacked | None:
-        path = self.layer_path(diff_id)
-        try:
-            with open(f"{path}.json", "rb") as file:
-                counted = json.loads(file.read(4096))
-            if os.path.isdir(path):
-                return Unpacked(**counted)
-        except (OSError, ValueError, TypeError):
-            pass
-        return None
-
-    def _adopt_layer(self, place: str, found: Unpacked) -> None:
-        """Move a verified layer to where complete layers are."""
-        fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            syncfs(fd)  # every file of it, before its name says that it is complete
-        finally:
-            os.close(fd)
-        with self._files.writing():
-            if self._known_layer(found.diff_id) is not None:
-                return
-            target = self.layer_path(found.diff_id)
-            self._files.discard(target)  # a leftover without its count
-            counted = json.dumps(asdict(found))
-            self._files.write(f"layers/{found.diff_id[7:]}.json", counted.encode())
-            os.rename(place, target)
-            workspace.sync_directory(os.path.dirname(target))
-
     def _collect_unreachable(self) -> None:
         """Remove what the index does not reach, unless work in progress may need it.
 
@@ -412,6 +431,7 @@ class ImageStore:
                 return
             blobs: set[str] = set()
             layers: set[str] = set()
+            disks: set[str] = set()
             merged: set[str] = set()
             try:
                 for item in self._read_index():
@@ -420,11 +440,14 @@ class ImageStore:
                     parsed = manifest.parse(self._blob(item.digest), "")
                     if isinstance(parsed, manifest.Manifest):
                         blobs.add(parsed.config.hex)
+                        if parsed.artifact_type == record.ARTIFACT_TYPE:
+                            disks.update(name for disk in parsed.layers for name in _files_of(disk))
+                            continue
                         settings = config.parse(self._blob(parsed.config.digest))
                         layers.update(layer[7:] for layer in settings.layers)
             except (Corrupt, InvalidInput):
                 return
-            for room, kept in zip(_ROOMS, (merged, blobs, layers), strict=True):
+            for room, kept in zip(_ROOMS, (merged, blobs, disks, layers), strict=True):
                 for name in os.listdir(self._files.path(room)):
                     if name.removesuffix(".json") not in kept:
                         self._files.discard(self._files.path(f"{room}/{name}"))
@@ -433,6 +456,10 @@ class ImageStore:
 
 def _digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _files_of(disk: Descriptor) -> tuple[str, str]:
+    return disk.hex, f"{disk.hex}.raw"
 
 
 def _check_blob(blob: Descriptor, digest: str, size_bytes: int) -> None:

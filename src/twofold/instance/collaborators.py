@@ -42,6 +42,11 @@ class Images(Protocol):
         """One erofs of the merged layers, for virtual machines; made when it is missing."""
         ...
 
+    async def disk_file(self, digest: str, operation: Operation) -> str:
+        """The raw file of an image that is a disk, disc or floppy; found undamaged, only to be
+        read. Raises InvalidInput for a root file system, Corrupt."""
+        ...
+
 
 class Networks(Protocol):
     """``network.manager.NetworkManager``."""

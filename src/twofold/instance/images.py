@@ -15,6 +15,7 @@ from twofold.errors import InvalidInput, NotFound
 from twofold.image import names
 from twofold.image.sources import bootstrap, file
 from twofold.image.store import ImageStore
+from twofold.instance import kinds
 from twofold.instance.place import ImageRoot
 from twofold.model.image import Image
 from twofold.model.progress import Progress
@@ -92,6 +93,7 @@ class ImageDesk:
         found = self._roots.get(digest)
         if found is None:
             image = self.find(digest)
+            kinds.require_root(image)
             layers = tuple(self._store.layer_dirs(image))
             found = ImageRoot(digest=digest, config=image.config, layers=layers)
             self._roots[digest] = found
@@ -104,6 +106,26 @@ class ImageDesk:
         image = self.find(digest)
         title = f"Merging {image.names[0] if image.names else digest}"
         return await self._as_step(operation, title, lambda tell: self._store.erofs(image, tell))
+
+    async def disk_file(self, digest: str, operation: Operation) -> str:
+        """The raw content of a disk, disc or floppy, found undamaged. Only ever to be read."""
+        image = self.find(digest)
+        shown = image.names[0] if image.names else digest[:19]
+        return await in_thread(
+            operation,
+            f"Checking the disk {shown}",
+            lambda tell: self._store.disk_file(image, tell),
+            executor=self._threads,
+            quick=True,
+        )
+
+    async def verify(self, operation: Operation, *, name: str) -> Image:
+        """Read all of a disk again and compare it with its checksum. Raises Corrupt."""
+        image = self.find(name)
+        await self._as_step(
+            operation, f"Checking {name}", lambda tell: self._store.verify(image, tell)
+        )
+        return image
 
     # -- operations ---------------------------------------------------------------------------
 
@@ -132,12 +154,14 @@ class ImageDesk:
             ),
         )
 
-    async def import_file(self, operation: Operation, *, path: str, name: str | None) -> Image:
-        """An OCI layout, docker archive or root file system tarball on this host."""
+    async def import_file(
+        self, operation: Operation, *, path: str, name: str | None, disk_format: str | None = None
+    ) -> Image:
+        """An OCI layout, docker archive, root file system tarball or disk on this host."""
         return await self._as_step(
             operation,
             f"Importing {os.path.basename(path.rstrip('/'))}",
-            lambda tell: file.import_file(self._store, path, name, tell),
+            lambda tell: file.import_file(self._store, path, name, tell, disk_format=disk_format),
         )
 
     async def remove(self, name: str, *, force: bool) -> list[str]:

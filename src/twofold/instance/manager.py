@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from twofold.errors import Conflict, NoSpace, TwofoldError
-from twofold.instance import names
+from twofold.instance import kinds, names
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.exposure import Exposer
 from twofold.instance.facts import write_facts
@@ -86,6 +86,7 @@ class InstanceManager:
         self._check_ports(spec)
         await self._free_name(spec.name)
         image = await self.rooms.images.ensure(spec.image, operation)
+        kinds.check(spec, image)
         _check_process(spec, image)
         async with AsyncExitStack() as undo:
             record = await self._allocate(spec, image)

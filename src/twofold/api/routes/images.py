@@ -27,8 +27,13 @@ class BuildRequest(Strict):
 
 
 class ImportRequest(Strict):
-    path: Line = Field(examples=["/tmp/alpine-minirootfs.tar.gz"])
+    path: Line = Field(examples=["/tmp/alpine-minirootfs.tar.gz", "/tmp/openbsd.img"])
     name: Line | None = Field(default=None, examples=["alpine"])
+    format: Line | None = Field(
+        default=None,
+        description="of a disk: qcow2, raw, vmdk, vdi, vhdx, iso, floppy; null: its content tells",
+        examples=["raw"],
+    )
 
 
 @router.get("/images", response_model=list[Image], summary="All images")
@@ -60,13 +65,15 @@ async def build_image(request: Request, body: BuildRequest) -> Response:
     "/images/import",
     response_model=Image,
     status_code=201,
-    summary="Import an archive that lies on the daemon's host",
+    summary="Import an archive, disk or medium that lies on the daemon's host",
 )
 async def import_image(request: Request, body: ImportRequest) -> Response:
     house = services(request)
 
     async def work(operation: Operation) -> Any:
-        image = await house.images.import_file(operation, path=body.path, name=body.name)
+        image = await house.images.import_file(
+            operation, path=body.path, name=body.name, disk_format=body.format
+        )
         return image.model_dump(mode="json")
 
     operation = house.operations.start("image.import", work)
@@ -76,6 +83,19 @@ async def import_image(request: Request, body: ImportRequest) -> Response:
 @router.get("/images/{name:path}", response_model=Image, summary="One image")
 async def show_image(request: Request, name: str) -> Response:
     return reply(services(request).images.find(name).model_dump(mode="json"))
+
+
+@router.post("/images/{name:path}/verify", response_model=Image, summary="Check a disk's content")
+async def verify_image(request: Request, name: str) -> Response:
+    """All of it is read and compared with its checksum; an error says that it is damaged."""
+    house = services(request)
+
+    async def work(operation: Operation) -> Any:
+        image = await house.images.verify(operation, name=name)
+        return image.model_dump(mode="json")
+
+    operation = house.operations.start("image.verify", work)
+    return await operation_reply(request, operation)
 
 
 @router.delete("/images/{name:path}", status_code=204, summary="Remove an image")

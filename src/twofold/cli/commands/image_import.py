@@ -19,16 +19,26 @@ EXAMPLES = (
     "twofold image import alpine-minirootfs.tar.gz alpine",
     "twofold image import busybox-oci.tar",
     "twofold image import ./oci-layout-directory tool:1.0",
+    "twofold image import openbsd.img",
+    "twofold image import appliance.qcow2 appliance",
+    "twofold image import disk.bin --format raw",
 )
 DESCRIPTION = """\
 Takes an OCI layout (directory or tar), a docker-archive (docker save) or a plain root file system
-tar, compressed or not. Every digest is checked. Prints the name and the digest."""
+tar, compressed or not; every digest is checked. Or a disk or install medium (qcow2, raw, vmdk,
+vdi, vhdx, iso, floppy) for a machine that boots an operating system of its own: a disk that leans
+on another file, is encrypted or makes no sense is refused. Prints the name and the digest."""
+
+FORMATS = ("qcow2", "raw", "vmdk", "vdi", "vhdx", "iso", "floppy")
 
 
 def configure(parser: Parser) -> None:
-    parser.add_argument("file", metavar="FILE", help="archive, or directory of an OCI layout")
+    parser.add_argument("file", metavar="FILE", help="archive, disk, or directory of an OCI layout")
     parser.add_argument(
         "name", metavar="NAME", nargs="?", help="default: the name inside, else the file's"
+    )
+    parser.add_argument(
+        "--format", choices=FORMATS, help="of a disk; default: what its content says"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="draw no progress")
 
@@ -42,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         image = Client(Paths(args.root)).operate(
             "POST",
             url("images", "import"),
-            body={"path": path, "name": args.name},
+            body={"path": path, "name": args.name, "format": args.format},
             on_event=progress.event,
             on_idle=progress.tick,
         )

@@ -29,10 +29,11 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write("".join(f"{output.escape(name)}\n" for name in names))
     else:
         output.write_table(
-            ("NAME", "DIGEST", "SIZE", "CREATED", "SOURCE"),
+            ("NAME", "KIND", "DIGEST", "SIZE", "CREATED", "SOURCE"),
             [
                 (
                     ", ".join(one["names"]) or "-",
+                    one.get("kind") or "root",
                     one["digest"].removeprefix("sha256:")[:12],
                     output.human_size(one.get("size_bytes")),
                     output.age(one.get("created_at")),

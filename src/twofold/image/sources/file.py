@@ -1,4 +1,5 @@
-"""Images from a file or directory: an OCI layout, a docker-archive, or a plain root file system.
+"""Images from a file or directory: an OCI layout, a docker-archive, a plain root file system, or a
+disk (``disk.py``).
 
 Which of them it is, the content tells and not the name. Every blob is checked against its digest
 and size; a digest is never trusted as a path. Refuses what ``unpack``, ``document`` and
@@ -17,6 +18,7 @@ from twofold.image import config, document, manifest, names
 from twofold.image.compression import HashingReader, decompressed
 from twofold.image.layer import Limits
 from twofold.image.manifest import OCI_CONFIG, OCI_LAYER, REF_NAME, Descriptor, Manifest
+from twofold.image.sources import disk
 from twofold.image.sources.archive import Archive, DirectoryArchive, Section, TarArchive, clean_name
 from twofold.image.sources.elf import architecture_of
 from twofold.image.store import ImageStore
@@ -28,8 +30,12 @@ from twofold.model.progress import Progress, silent
 
 _MAX_INDEX_DEPTH = 4
 _CONTAINERD_NAME = "io.containerd.image.name"
+_ARCHIVES = ("oci", "docker", "rootfs")
 _LAYER_TYPES = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
-_KINDS_HINT = "give an OCI layout, a docker-archive, or a tarball of a root file system"
+_KINDS_HINT = (
+    "give an OCI layout, a docker-archive, a tarball of a root file system, or a disk image "
+    "(--format raw when nothing tells that it is one)"
+)
 # Everything that docker save, podman save, skopeo and buildx put into an archive.
 _ARCHIVE_NAME = re.compile(
     r"\.|index\.json|oci-layout|manifest\.json|repositories|blobs(/.*)?|[0-9a-f]{64}(\.json|\.tar)?"
@@ -38,15 +44,24 @@ _ARCHIVE_NAME = re.compile(
 
 
 def import_file(
-    store: ImageStore, path: str, name: str | None = None, progress: Progress = silent
+    store: ImageStore,
+    path: str,
+    name: str | None = None,
+    progress: Progress = silent,
+    *,
+    disk_format: str | None = None,
 ) -> Image:
     """Bring the image in ``path`` into the store and point ``name`` at it.
 
     Without a name: the one that the archive states, or else one made from the file's.
+    ``disk_format`` says that it is a disk, and which (``disks.detect.FORMATS``); else the content
+    tells.
     Raises NotFound, InvalidInput, Corrupt, Unsupported, NoSpace; the store is then unchanged.
     """
     if name is not None:
         name = names.normalise(name)  # refuse a bad one before the work
+    if disk_format is not None:
+        disk.check_format(disk_format)
     if os.path.isdir(path):
         with storage_errors(f"read {path!r}"), store.working() as working:
             layout = DirectoryArchive(path)
@@ -58,7 +73,18 @@ def import_file(
                 layout.close()
     with _opened(path) as fd, storage_errors(f"import {path!r}"), store.working() as working:
         task = _Import(store, path, name, working, progress)
-        kind = _detect(fd, path)
+        kind = disk_format or disk.recognise(fd, path) or _detect(fd, path)
+        if kind not in _ARCHIVES:
+            return disk.import_disk(
+                store,
+                fd,
+                path,
+                name=name,
+                disk_format=kind,
+                stated=disk_format is not None,
+                working=working,
+                progress=progress,
+            )
         if kind == "rootfs":
             return task.rootfs(fd)
         with _plain(fd, working, progress) as plain_fd:
@@ -83,7 +109,10 @@ def _opened(path: str) -> Iterator[int]:
 
 
 def _detect(fd: int, path: str) -> str:
-    """``oci``, ``docker`` or ``rootfs``: by the first name that no archive has, or by all."""
+    """``oci``, ``docker`` or ``rootfs``: by the first name that no archive has, or by all.
+
+    ``raw`` for what is no archive at all but looks like the bytes of a disk.
+    """
     seen: set[str] = set()
     try:
         with decompressed(HashingReader(_whole(fd))) as stream:
@@ -92,8 +121,12 @@ def _detect(fd: int, path: str) -> str:
                 if not _ARCHIVE_NAME.fullmatch(name):
                     return "rootfs"
                 seen.add(name)
-    except Corrupt as error:
+    except (Corrupt, InvalidInput) as error:
+        if disk.could_be_raw(fd, path):
+            return "raw"
         raise InvalidInput(f"{path!r} is no image: {error.message}", hint=_KINDS_HINT) from error
+    if not seen and disk.could_be_raw(fd, path):
+        return "raw"  # it begins with zeros, as the end of an archive does
     if "index.json" in seen and "oci-layout" in seen:
         return "oci"
     if "manifest.json" in seen:

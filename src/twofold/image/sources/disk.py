@@ -1,0 +1,163 @@
+"""Disks and install media from a file: looked at, brought into one raw sparse file, checksummed.
+
+The header is read here, by strict and bounded code, before any foreign program opens the file; the
+format found, or stated by the user, is pinned from then on. Refuses a disk that leans on another
+file, an encrypted one, and one whose sizes make no sense.
+"""
+
+import os
+from datetime import UTC, datetime
+
+from twofold.errors import InvalidInput, NoSpace, Unsupported
+from twofold.image import names
+from twofold.image.disks import content, detect, iso9660, partitions
+from twofold.image.disks.content import Content
+from twofold.image.disks.record import DiskRecord
+from twofold.image.disks.source import Source
+from twofold.image.store import ImageStore
+from twofold.image.workspace import storage_errors
+from twofold.model.image import DiskFacts, Image, ImageKind, PartitionTable
+from twofold.model.progress import Progress
+
+MAX_SIZE_BYTES = 16 << 40
+_SECTOR_BYTES = 512
+
+
+def recognise(fd: int, path: str) -> str:
+    """One of ``detect.FORMATS`` when the file bears its mark, ``""`` when it bears none."""
+    return detect.format_of(_source(fd, path))
+
+
+def could_be_raw(fd: int, path: str) -> bool:
+    return detect.could_be_raw(_source(fd, path), path)
+
+
+def import_disk(
+    store: ImageStore,
+    fd: int,
+    path: str,
+    *,
+    name: str | None,
+    disk_format: str,
+    stated: bool,
+    working: str,
+    progress: Progress,
+) -> Image:
+    """Bring the disk in the open file into the store, within ``store.working()``.
+
+    Raises InvalidInput, Unsupported, NoSpace; the store is then unchanged.
+    """
+    source = _source(fd, path)
+    if source.size_bytes == 0:
+        raise source.refuse("it is empty", hint="give a disk image or install medium")
+    kind = detect.kind_of(disk_format, source, stated=stated)
+    draft = os.path.join(working, "disk.raw")
+    with storage_errors(f"store the disk {source.shown!r}"):
+        if disk_format in ("raw", "iso", "floppy"):
+            found = _copy(source, kind, draft, progress)
+        else:
+            raise Unsupported(f"disks in {disk_format} format are not taken yet")
+        facts = _facts(draft, source, kind, found, disk_format)
+    created = datetime.fromtimestamp(max(0, int(os.fstat(fd).st_mtime)), UTC)
+    return store.add_disk(
+        DiskRecord(kind=kind, created_at=created.strftime("%Y-%m-%dT%H:%M:%SZ"), facts=facts),
+        draft,
+        found,
+        name=name or names.from_file_name(path),
+        source=f"{facts.format} {facts.file}",
+    )
+
+
+def _source(fd: int, path: str) -> Source:
+    base = os.path.basename(path.rstrip("/"))
+    return Source(fd, base.encode("utf-8", "backslashreplace").decode())
+
+
+def _copy(source: Source, kind: ImageKind, draft: str, progress: Progress) -> Content:
+    """The file as it is: its bytes are the disk's."""
+    check_size(source, source.size_bytes)
+    if kind is ImageKind.FLOPPY and source.size_bytes not in detect.FLOPPY_SIZES:
+        raise source.refuse(
+            f"no floppy disk has {source.size_bytes} bytes",
+            hint="pad it to 1474560 bytes (truncate -s 1440K), or --format raw for a hard disk",
+        )
+    if kind is ImageKind.CDROM:
+        iso9660.read(source)
+    needed, free = os.fstat(source.fd).st_blocks * 512, free_bytes(os.path.dirname(draft))
+    if min(needed, source.size_bytes) > free:
+        raise NoSpace(
+            f"{source.shown!r} has {needed} bytes of data, and {free} are free",
+            hint="free some, for instance: twofold image rm NAME",
+        )
+    target = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        sector = iso9660.SECTOR_BYTES if kind is ImageKind.CDROM else _SECTOR_BYTES
+        size_bytes = -(-source.size_bytes // sector) * sector
+        return content.copy(source.fd, target, size_bytes, progress=progress, what="copying")
+    finally:
+        os.close(target)
+
+
+def check_size(source: Source, size_bytes: int) -> None:
+    """Of the disk that the guest will see."""
+    if size_bytes > MAX_SIZE_BYTES:
+        raise source.refuse(
+            f"the disk would have {size_bytes} bytes; at most {MAX_SIZE_BYTES >> 40} TiB are taken"
+        )
+    if size_bytes < _SECTOR_BYTES:
+        raise source.refuse(f"a disk of {size_bytes} bytes is none")
+
+
+def free_bytes(directory: str) -> int:
+    """What an import may fill: a tenth of the free space is left to what runs."""
+    room = os.statvfs(directory)
+    return room.f_bavail * room.f_frsize * 9 // 10
+
+
+def _facts(
+    draft: str, source: Source, kind: ImageKind, found: Content, disk_format: str
+) -> DiskFacts:
+    """Read from our own copy, which nobody can change any more."""
+    fd = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        disk = Source(fd, source.shown)
+        layout = partitions.read(disk)
+        facts = DiskFacts(
+            format="raw" if disk_format == "floppy" else disk_format,
+            file=source.shown[:255],
+            virtual_size_bytes=found.size_bytes,
+            used_bytes=found.used_bytes,
+            checksum=found.checksum,
+            partition_table=layout.partition_table,
+            boot_bios=layout.boot_bios,
+            boot_uefi=layout.boot_uefi,
+        )
+        if kind is ImageKind.CDROM:
+            volume = iso9660.read(disk)
+            return facts.model_copy(
+                update={
+                    "boot_bios": volume.boot_bios,
+                    "boot_uefi": volume.boot_uefi,
+                    "volume_id": volume.volume_id,
+                    "system_id": volume.system_id,
+                    "publisher_id": volume.publisher_id,
+                    "application_id": volume.application_id,
+                    "volume_size_bytes": volume.size_bytes,
+                }
+            )
+        if kind is ImageKind.FLOPPY:
+            return facts.model_copy(
+                update={"partition_table": PartitionTable.NONE, "boot_uefi": False}
+            )
+        return facts
+    finally:
+        os.close(fd)
+
+
+def check_format(name: str) -> str:
+    """Raises InvalidInput unless it is one of ``detect.FORMATS``."""
+    if name not in detect.FORMATS:
+        raise InvalidInput(
+            f"unknown disk format {name[:40]!r}", hint=f"one of {', '.join(detect.FORMATS)}"
+        )
+    return name
