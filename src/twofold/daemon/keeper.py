@@ -186,6 +186,7 @@ def _host(paths: Paths) -> Host:
         init_fd=_open_init(),
         filters={name: _filter(name, paths.cache) for name in seccomp.PROFILES},
         load_monitor=_load_monitor,
+        group=_group(),
     )
 
 

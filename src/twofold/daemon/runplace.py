@@ -27,7 +27,7 @@ def make_directories(paths: Paths) -> None:
         (paths.instances, 0o700),
         (paths.cache, 0o700),
         (paths.run, 0o711),
-        (f"{paths.run}/instances", 0o700),
+        (f"{paths.run}/instances", 0o711),  # each below it has its own mode
     ):
         os.makedirs(path, mode=mode, exist_ok=True)
         status = os.lstat(path)

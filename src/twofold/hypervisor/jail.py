@@ -31,7 +31,10 @@ QEMU = "/usr/bin/qemu-system-x86_64"
 # QEMU's user in the sandbox. It needs a name as well: see monitor_shares.
 USER_ID = 1000
 # All else that QEMU ships (network ROMs, other machines' firmware) is not needed, so not there.
-_FIRMWARE = ("bios-256k.bin", "pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin", "vgabios-stdvga.bin")
+_FIRMWARE = (
+    *("bios-256k.bin", "pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin", "vgabios-stdvga.bin"),
+    "keymaps/en-us",  # the VNC server does not start without one
+)
 _MODULE_GLOBS = ("/usr/lib/*/qemu", "/usr/lib64/qemu", "/usr/lib/qemu")
 _MODULES = ("accel-tcg-x86_64.so",)
 _MOUNT_POINTS = ("boot", "shares", "dev", "proc", "tmp", "run", "sys", "etc", "old-root")
@@ -39,7 +42,7 @@ _ACCOUNTS = {
     "passwd": f"{USER}:x:{USER_ID}:{USER_ID}::/:/nonexistent\n",
     "group": f"{USER}:x:{USER_ID}:\n",
 }
-_FORMAT = 3  # raise it when the layout changes
+_FORMAT = 4  # raise it when the layout changes
 
 
 def ensure(cache_dir: str, progress: Progress) -> str:

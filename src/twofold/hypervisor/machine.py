@@ -80,6 +80,7 @@ def build(spec: MachineSpec) -> Machine:
         *_processor_and_memory(spec, profile),
         *_control(),
         *_birth(spec),
+        *(("-vnc", "none") if profile.has_screen else ()),
         *_disk_backends(),
         *profile.console(),
         *profile.agent(tuple(share.tag for share in spec.shares)),
@@ -179,21 +180,17 @@ def _memory(birth: str, memory_mib: int) -> str:
 
 
 def _birth(spec: MachineSpec) -> list[str]:
-    """What the monitor itself needs to freeze a machine or to wake one up."""
-    if spec.birth == "boot":
-        return []
-    own_control = [
-        *("-chardev", "socket,id=inner,fd={fd:inner}"),
-        *("-mon", "chardev=inner,mode=control"),
-    ]
-    return own_control + (["-incoming", "defer"] if spec.birth in ("fork", "copy") else [])
+    return ["-incoming", "defer"] if spec.birth in ("fork", "copy") else []
 
 
 def _control() -> list[str]:
-    """QMP on a socket the sandbox bound; nothing listens on TCP and there is no HMP."""
+    """QMP on a socket the sandbox bound, and on one to the monitor itself; nothing listens on TCP
+    and there is no HMP. The screen's VNC server has no socket either: ``monitor_screen.py``."""
     return [
         *("-chardev", "socket,id=qmp,fd={fd:qmp},server=on,wait=off"),
         *("-mon", "chardev=qmp,mode=control"),
+        *("-chardev", "socket,id=inner,fd={fd:inner}"),
+        *("-mon", "chardev=inner,mode=control"),
     ]
 
 

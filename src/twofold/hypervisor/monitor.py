@@ -23,9 +23,11 @@ from twofold.hypervisor import monitor_shares
 from twofold.hypervisor.monitor_birth import Birth, Events
 from twofold.hypervisor.monitor_clients import Clients, close_all, receive, signal_number
 from twofold.hypervisor.monitor_console import Console
+from twofold.hypervisor.monitor_control import InnerControl
 from twofold.hypervisor.monitor_link import Link, LinkClosedError
 from twofold.hypervisor.monitor_loop import Loop
 from twofold.hypervisor.monitor_qemu import Qemu, pair
+from twofold.hypervisor.monitor_screen import Screen
 from twofold.hypervisor.monitor_session import (
     GuestProcess,
     Watcher,
@@ -115,6 +117,8 @@ class Monitor(Watcher):
         serial, serial_theirs = pair()
         stderr_read, stderr_write = os.pipe()
         self._console = Console(self.loop, serial, stderr_read, fds.get("console", -1))
+        self._console.log.mark(f"started {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}")
+        self._console.open_door(fds.get("door-serial", -1))
         self._watch_signals()
         inner, inner_theirs = pair()
         given = {
@@ -128,7 +132,8 @@ class Monitor(Watcher):
         self._qemu = Qemu(argv, given, stderr_fd=stderr_write)
         os.close(stderr_write)
         for name, fd in given.items():
-            if name not in ("console", "agent", "serial", "inner", "state"):
+            kept = ("console", "agent", "serial", "inner", "state", "door-serial", "door-vnc")
+            if name not in kept:
                 os.close(fd)
         for theirs in (agent_theirs, serial_theirs, inner_theirs):
             theirs.close()
@@ -153,7 +158,14 @@ class Monitor(Watcher):
             link=self._link,
             loop=self.loop,
         )
-        self._birth.begin(inner, fds.get("state", -1), self._size)
+        self._inner = InnerControl(inner, self.loop, self._birth.qemu_says, self._inner_failed)
+        self._birth.begin(self._inner, fds.get("state", -1), self._size)
+        if "door-vnc" in fds:
+            Screen(fds["door-vnc"], self._inner, self.loop)
+
+    def _inner_failed(self, sentence: str) -> None:
+        if not self._ready:  # later nothing but the screen hangs on it
+            self._guest_failed(sentence)
 
     def _frozen(self) -> None:
         """A template is made: all of it is in its two files and on its disk."""

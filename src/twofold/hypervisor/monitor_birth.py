@@ -10,7 +10,6 @@ protocol); the payload itself is the monitor's.
 """
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -66,14 +65,12 @@ class Birth:
         """A template's own session, to which the guest's frames belong."""
         return self._freezer.session if self._freezer else None
 
-    def begin(self, inner: socket.socket, state_fd: int, size: tuple[int, int] | None) -> None:
-        """QEMU has been started. Takes ``inner``."""
+    def begin(self, control: InnerControl, state_fd: int, size: tuple[int, int] | None) -> None:
+        """QEMU has been started; ``qemu_says`` is told its events."""
         self.size = size
-        if self.kind == "boot":
-            inner.close()
-            return
-        control = InnerControl(inner, self._loop, self._qemu_says, self._events.failed)
         self._control = control
+        if self.kind == "boot":
+            return
         if self.kind == "template":
             self._freezer = Freezer(
                 self._guest, link=self._link, loop=self._loop, control=control, state_fd=state_fd
@@ -88,7 +85,7 @@ class Birth:
             self.facts = self._link.acquainted(dict(self._vm.get("facts") or {}))
             self._send_config()
 
-    def _qemu_says(self, event: str, data: dict[str, Any]) -> None:
+    def qemu_says(self, event: str, data: dict[str, Any]) -> None:
         status = data.get("status") if event == "MIGRATION" else None
         if status == "failed":
             what = "frozen" if self._freezer else "woken up"

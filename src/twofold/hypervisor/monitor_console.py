@@ -5,6 +5,7 @@ import socket
 
 from twofold.hypervisor.monitor_loop import Loop
 from twofold.hypervisor.monitor_qemu import BoundedLog
+from twofold.hypervisor.monitor_serial import SerialDoor
 from twofold.hypervisor.monitor_stream import Intake, Outlet
 
 _READ_BYTES = 65536
@@ -19,9 +20,15 @@ class Console:
         self.errors = BoundedLog(-1)
         self._outlet: Outlet | None = None
         self._intake: Intake | None = None
+        self._door: SerialDoor | None = None
         loop.watch(serial.fileno(), self._read)
         os.set_blocking(stderr_fd, False)
         loop.watch(stderr_fd, self._read_errors)
+
+    def open_door(self, listener_fd: int) -> None:
+        """Let users look and type, at the socket ``listener_fd``; -1: there is none."""
+        if listener_fd >= 0:
+            self._door = SerialDoor(listener_fd, self._loop, self._serial, self.log.last_bytes)
 
     def mirror(self, stdin_fd: int, stdout_fd: int) -> None:
         """Show the console on these descriptors too and pass on what is typed."""
@@ -48,6 +55,8 @@ class Console:
         """QEMU has ended: take its last words and close what was mirrored."""
         self._read()
         self._read_errors()
+        if self._door:
+            self._door.close()
         if self._intake:
             self._intake.stop()
         if self._outlet:
@@ -58,6 +67,8 @@ class Console:
         return self._outlet is None or self._outlet.finished
 
     def _read(self) -> None:
+        if self._door:
+            self._door.flush()
         # Not set non-blocking: the typing thread sends on the same socket.
         try:
             data = self._serial.recv(_READ_BYTES, socket.MSG_DONTWAIT)
@@ -69,6 +80,8 @@ class Console:
             self._loop.unwatch(self._serial.fileno())
             return
         self.log.append(data)
+        if self._door:
+            self._door.show(data)
         if self._outlet:
             self._outlet.put(data)  # refused when nobody reads: the guest is not made to wait
 

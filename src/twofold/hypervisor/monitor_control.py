@@ -14,6 +14,7 @@ from typing import Any
 from twofold.hypervisor.monitor_loop import Loop
 
 _LINE_LIMIT_BYTES = 1 << 16
+_GONE = "it answers no more"
 # Memory that is a file goes on as it is: only the devices' state is written and read.
 _CAPABILITIES = [
     {"capability": "x-ignore-shared", "state": True},
@@ -56,12 +57,18 @@ class InnerControl:
     ) -> None:
         """Send a command. ``answered`` gets what it returns. ``refused`` gets QEMU's sentence;
         without it a refusal is the end of this connection, as is a QEMU that has gone."""
+        if self._sock.fileno() < 0:
+            if refused is not None:
+                refused(_GONE)
+            return
         line = json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n"
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd >= 0 else []
         self._sent.append((command, answered, refused))
         try:
             # A few hundred bytes to a peer that reads: they fit, or QEMU has gone.
             self._sock.sendmsg([line], rights, socket.MSG_NOSIGNAL)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close()  # QEMU's end says more than its socket's
         except OSError as error:
             self._fail(f"QEMU takes no commands: {error.strerror}")
 
@@ -72,7 +79,7 @@ class InnerControl:
             return
         except OSError:
             data = b""
-        if not data:  # QEMU's end says more than its socket's
+        if not data:
             self.close()
             return
         *lines, self._buffer = (self._buffer + data).split(b"\n")
@@ -115,6 +122,10 @@ class InnerControl:
         if self._sock.fileno() >= 0:
             self._loop.unwatch(self._sock.fileno())
             self._sock.close()
+            sent, self._sent = self._sent, deque()
+            for _, _, refused in sent:
+                if refused is not None:
+                    refused(_GONE)
 
 
 def freeze(control: InnerControl, state_fd: int) -> None:

@@ -13,6 +13,7 @@ class Loop:
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
         self._writing: set[int] = set()
+        self._deaf: set[int] = set()
         self._posted: deque[Callable[[], None]] = deque()
         self._awake = False
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -24,6 +25,7 @@ class Loop:
 
     def unwatch(self, fd: int) -> None:
         self._writing.discard(fd)
+        self._deaf.discard(fd)
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
@@ -31,11 +33,19 @@ class Loop:
         """Also call the handler when ``fd`` takes data."""
         if wanted != (fd in self._writing):
             (self._writing.add if wanted else self._writing.discard)(fd)
-            self._epoll.modify(fd, select.EPOLLIN | (select.EPOLLOUT if wanted else 0))
+            self._renew(fd)
 
     def watch_read(self, fd: int, *, wanted: bool) -> None:
         """Pause or resume reading; its end is still noticed."""
-        self._epoll.modify(fd, select.EPOLLIN if wanted else 0)
+        if wanted != (fd not in self._deaf):
+            (self._deaf.discard if wanted else self._deaf.add)(fd)
+            self._renew(fd)
+
+    def _renew(self, fd: int) -> None:
+        if fd not in self._handlers:
+            return  # it has ended meanwhile
+        reading = 0 if fd in self._deaf else select.EPOLLIN
+        self._epoll.modify(fd, reading | (select.EPOLLOUT if fd in self._writing else 0))
 
     def turn(self, timeout_s: float) -> None:
         """Wait for events, at most ``timeout_s`` (negative: for ever), and handle them."""

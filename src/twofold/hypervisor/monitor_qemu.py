@@ -113,6 +113,22 @@ class BoundedLog:
         except OSError:
             pass  # a full disk must not stop the guest
 
+    def mark(self, words: str) -> None:
+        """A line of our own, in the file alone: where one boot ends and the next begins."""
+        tail, self._tail = self._tail, b""
+        try:
+            begun = self._size and os.pread(self._fd, 1, self._size - 1) != b"\n"
+        except OSError:
+            begun = False
+        self.append((b"\r\n" if begun else b"") + f"[twofold: {words}]\r\n".encode())
+        self._tail = tail
+
+    def last_bytes(self, count: int) -> bytes:
+        """The end of what was written since the start, from the beginning of a line."""
+        if len(self._tail) <= count:
+            return self._tail
+        return self._tail[-count:].partition(b"\n")[2]
+
     def _drop_older_half(self) -> None:
         kept = os.pread(self._fd, _LOG_KEEP_BYTES, max(0, self._size - _LOG_KEEP_BYTES))
         lost = self._size - len(kept)

@@ -31,6 +31,7 @@ class Profile:
     data_device: str
     transport: str
     has_shares: bool
+    has_screen: bool
 
     def console(self) -> list[str]:
         """The first 16550: the kernel's console, in both profiles."""
@@ -134,6 +135,7 @@ _PROFILES: dict[str, Profile] = {
         data_device="vdb",
         transport="virtio",
         has_shares=True,
+        has_screen=False,
     ),
     "emulated": _Emulated(
         name="emulated",
@@ -142,6 +144,7 @@ _PROFILES: dict[str, Profile] = {
         data_device="sda",
         transport="net",
         has_shares=True,
+        has_screen=True,
     ),
 }
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from twofold.errors import InvalidInput
-from twofold.hypervisor import machine
+from twofold.hypervisor import machine, profiles
 from twofold.instance import privileges
 from twofold.instance.collaborators import MachineParts
 from twofold.instance.container import SYSCTLS, stdio_of
@@ -139,8 +139,14 @@ def vm_plan(
             birth=birth,
             given=() if birth == "boot" else ("ram", "state"),
             facts=facts or {},
+            doors=doors(spec.hardware.value),
         ),
     )
+
+
+def doors(hardware: str) -> tuple[str, ...]:
+    """The sockets that users may come to: every machine has a serial line, not each a screen."""
+    return ("serial", "vnc") if profiles.get(hardware).has_screen else ("serial",)
 
 
 def _qemu_process(argv: tuple[str, ...], *, tty: bool) -> Process:

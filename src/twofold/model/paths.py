@@ -9,7 +9,8 @@
     RUN (/run/twofold, 0711)             what does not
         api.sock door.sock               0660 root:twofold
         keeper.sock                      0600
-        instances/ID/                    qmp.sock control.sock exit.json (0700)
+        instances/ID/                    qmp.sock control.sock exit.json (0700); of a VM 0710
+            serial.sock vnc.sock         0660 root:twofold: its console and its screen
 
 The run directory of another root is ``/run/twofold-KEY`` so that socket paths stay short.
 Imported by the CLI on every start: the standard ``os`` only.

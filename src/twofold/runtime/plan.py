@@ -104,7 +104,9 @@ class Vm:
     ``argv`` is QEMU's command line, in which ``{fd:NAME}`` stands for the number of a descriptor:
     one of ``open_files``, or ``tap`` (a tap named ``network.host_link``), ``qmp`` and ``agent``
     (listening or paired unix sockets), ``serial`` (console output). ``guest`` is the configuration
-    that the agent receives after it said hello: process, network, hostname, shares.
+    that the agent receives after it said hello: process, network, hostname, shares. ``doors`` name
+    sockets ``NAME.sock`` in the run directory, for users, at which the monitor listens: ``vnc``
+    (the screen), ``serial`` (the console).
     """
 
     argv: tuple[str, ...]
@@ -117,6 +119,7 @@ class Vm:
     birth: str = "boot"
     given: tuple[str, ...] = ()  # names of the descriptors that come with the request itself
     facts: dict[str, Any] = field(default_factory=dict)  # of the template: what its agent said
+    doors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +147,7 @@ class SandboxPlan:
     files: dict[str, str] = field(default_factory=dict)  # /etc/hosts, /etc/resolv.conf …: content
     sysctls: dict[str, str] = field(default_factory=dict)
     stdio: Stdio = field(default_factory=Stdio)
-    run_dir: str = ""  # host directory for qmp.sock, control.sock, exit.json
+    run_dir: str = ""  # host directory for qmp.sock, control.sock, vm.doors, exit.json
     vm: Vm | None = None
     oom_score_adj: int = 100
 

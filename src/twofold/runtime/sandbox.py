@@ -60,6 +60,7 @@ class Host:
     filters: dict[str, bytes]
     # Loads the hypervisor's monitor where it is not loaded yet: a megabyte that few hosts need.
     load_monitor: Callable[[], MonitorMain] | None = None
+    group: int = -1  # may connect to a machine's doors
 
 
 @dataclass(kw_only=True)
@@ -89,7 +90,7 @@ class Sandbox:
             if plan.vm is not None:
                 if host.load_monitor is not None:
                     host.load_monitor()  # here, because in the jail there is nothing to load
-                opened = _open_for_vm(plan, given)
+                opened = _open_for_vm(plan, given, host.group)
             pid, pidfd = group.clone(NAMESPACES)
             if pid == 0:
                 ours.close()
@@ -155,7 +156,7 @@ def _set_oom_score(pid: int, value: int) -> None:
         pass  # lowering needs CAP_SYS_RESOURCE; the default is then as good as it gets
 
 
-def _open_for_vm(plan: SandboxPlan, given: tuple[int, ...]) -> dict[str, int]:
+def _open_for_vm(plan: SandboxPlan, given: tuple[int, ...], group: int) -> dict[str, int]:
     """Everything the jailed QEMU is given by descriptor, opened with the keeper's rights."""
     assert plan.vm is not None
     if len(given) != len(plan.vm.given):
@@ -177,6 +178,12 @@ def _open_for_vm(plan: SandboxPlan, given: tuple[int, ...]) -> dict[str, int]:
         os.makedirs(plan.run_dir, mode=0o700, exist_ok=True)
         opened["control"] = sockets.listen(f"{plan.run_dir}/control.sock", mode=0o600).detach()
         opened["qmp"] = _listen_stream(f"{plan.run_dir}/qmp.sock")
+        for name in plan.vm.doors:
+            opened[f"door-{name}"] = _listen_stream(f"{plan.run_dir}/{name}.sock", group)
+        if plan.vm.doors and group >= 0:
+            # The group may pass to its doors, and sees neither what else is here nor opens it.
+            os.chown(plan.run_dir, -1, group)
+            os.chmod(plan.run_dir, 0o710)
     except BaseException:
         for fd in opened.values():
             os.close(fd)
@@ -184,15 +191,17 @@ def _open_for_vm(plan: SandboxPlan, given: tuple[int, ...]) -> dict[str, int]:
     return opened
 
 
-def _listen_stream(path: str) -> int:
+def _listen_stream(path: str, group: int = -1) -> int:
+    """Root's alone, or for ``group`` as well."""
     try:
         os.unlink(path)
     except FileNotFoundError:
         pass
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.bind(path)
-    os.chmod(path, 0o600)
-    sock.listen(1)
+    sock.bind(path)  # the keeper's umask lets nobody but root connect before the next line
+    os.chown(path, -1, group)
+    os.chmod(path, 0o600 if group < 0 else 0o660)
+    sock.listen(1 if group < 0 else 16)
     return sock.detach()
 
 
