@@ -217,7 +217,7 @@ def test_the_cache_is_used_while_no_file_changes(
     first.keep_cache_in(str(cache))
     assert first.find("one").devices
     with monkeypatch.context() as patched:
-        patched.setattr("twofold.osinfo.library.read", None)  # reading again would fail
+        patched.setattr("twofold.osinfo.library._read", None)  # reading again would fail
         second = shelf.library()
         second.keep_cache_in(str(cache))
         assert second.find("one") == first.find("one")
@@ -234,5 +234,6 @@ def test_a_damaged_cache_costs_only_time(shelf: Shelf, kept: str) -> None:
     library.keep_cache_in(str(shelf.directory))
     assert library.find("one").id == "one"
     library = shelf.library()
-    library.keep_cache_in(str(shelf.directory / "not there"))
+    (shelf.directory / "a file").touch()
+    library.keep_cache_in(str(shelf.directory / "a file"))
     assert library.find("one").id == "one"

@@ -48,6 +48,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "image import": ("image_import", "import an OCI archive or a root file system"),
     "template list": ("template_list", "list what virtual machines are forked from"),
     "template rm": ("template_rm", "remove templates"),
+    "os list": ("os_list", "list the operating systems that are known"),
+    "os show": ("os_show", "show what a guest with an operating system would get, and why"),
     "doctor": ("doctor", "say what this host can do, and what mends it"),
     "serve": ("serve", "run the daemon in the foreground"),
     "version": ("version", "print the versions of command and daemon"),

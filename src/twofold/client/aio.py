@@ -27,6 +27,7 @@ from twofold.client.shapes import (
     split_log,
 )
 from twofold.model.exposure import Exposure
+from twofold.model.guest_os import OsDetail, OsSummary
 from twofold.model.image import Image
 from twofold.model.instance import Instance, InstanceChange
 from twofold.model.paths import Paths
@@ -119,6 +120,16 @@ class AsyncTwofold:
 
     async def remove_image(self, name: str, *, force: bool = False) -> None:
         await self._call("DELETE", at("images", name) + ("?force=true" if force else ""))
+
+    async def systems(self, pattern: str = "") -> list[OsSummary]:
+        """The operating systems that are known; ``pattern``: a part of id or name, or a glob."""
+        query = f"?pattern={quote(pattern, safe='')}" if pattern else ""
+        found = await self._call("GET", at("os") + query)
+        return [OsSummary.model_validate(item) for item in found]
+
+    async def system(self, name: str) -> OsDetail:
+        """One operating system, and the hardware a guest with it would get."""
+        return OsDetail.model_validate(await self._call("GET", at("os", name)))
 
     async def version(self) -> dict[str, Any]:
         found: dict[str, Any] = await self._call("GET", at("version"))

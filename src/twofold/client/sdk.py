@@ -39,6 +39,7 @@ from twofold.client.shapes import (
     split_log,
 )
 from twofold.model.exposure import Exposure
+from twofold.model.guest_os import OsDetail, OsSummary
 from twofold.model.image import Image
 from twofold.model.instance import Instance, InstanceChange
 from twofold.model.paths import Paths
@@ -136,6 +137,16 @@ class Twofold:
 
     def remove_image(self, name: str, *, force: bool = False) -> None:
         self._call("DELETE", at("images", name) + ("?force=true" if force else ""))
+
+    def systems(self, pattern: str = "") -> list[OsSummary]:
+        """The operating systems that are known; ``pattern``: a part of id or name, or a glob."""
+        query = f"?pattern={quote(pattern, safe='')}" if pattern else ""
+        found = self._call("GET", at("os") + query)
+        return [OsSummary.model_validate(item) for item in found]
+
+    def system(self, name: str) -> OsDetail:
+        """One operating system, and the hardware a guest with it would get."""
+        return OsDetail.model_validate(self._call("GET", at("os", name)))
 
     # Host
 

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from twofold import osinfo
 from twofold.daemon import doctor
 from twofold.daemon.database import Database
 from twofold.daemon.keeper_link import KeeperLink
@@ -40,6 +41,7 @@ class House:
 
 async def build(paths: Paths, stack: AsyncExitStack) -> House:
     """Build and restore. What has to be closed is pushed on ``stack``, in the right order."""
+    osinfo.keep_cache_in(paths.cache)
     database = Database.open(paths.database)
     stack.callback(database.close)
     networks = NetworkManager(paths)

@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 
-from twofold.osinfo.reading import Records
+from twofold.osinfo.system import Records
 
 _FORMAT = 1
 _NAME = "osinfo.json"
@@ -36,6 +36,7 @@ def keep(directory: str, key: str, records: Records, warnings: list[str]) -> Non
     """As well as it can: a full disk or a directory that is not there costs only time."""
     temporary = ""
     try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
         with tempfile.NamedTemporaryFile(
             "w", dir=directory, prefix=f".{_NAME}-", delete=False, encoding="utf-8"
         ) as file:

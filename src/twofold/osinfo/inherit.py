@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from twofold.osinfo.devices import virtio_name
-from twofold.osinfo.reading import Record, Records
-from twofold.osinfo.system import Fact, Resources, System
+from twofold.osinfo.system import Fact, Record, Records, Resources, System
 
 # Of the architectures that the database tells apart, in the order in which one is taken.
 _ARCHITECTURES = ("x86_64", "all", "i686", "i586", "i486", "i386")

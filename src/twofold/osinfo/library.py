@@ -4,14 +4,19 @@ the database has changed (looking costs 5 ms, so a package upgrade needs no rest
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from twofold.errors import NotFound
 from twofold.osinfo import cache, inherit, matching
-from twofold.osinfo.places import PACKAGED, Place, data_files, database_version, default_places
-from twofold.osinfo.reading import Records, read
-from twofold.osinfo.system import Match, System
+from twofold.osinfo.places import (
+    PACKAGED,
+    DataFile,
+    Place,
+    data_files,
+    database_version,
+    default_places,
+)
+from twofold.osinfo.system import Match, Records, System
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +114,7 @@ class Library:
             key = cache.key(stamp)
             if key != self._key:
                 kept = cache.load(self._cache_directory, key) if self._cache_directory else None
-                records, warnings = kept if kept is not None else read(files)
+                records, warnings = kept if kept is not None else _read(files)
                 if kept is None and self._cache_directory:
                     cache.keep(self._cache_directory, key, records, warnings)
                 self._records, self._warnings = records, warnings
@@ -118,8 +123,16 @@ class Library:
             return self._records
 
     def _hint(self, name: str) -> str:
+        from difflib import get_close_matches
+
         near = get_close_matches(name.lower(), list(self._by_name), n=3, cutoff=0.7)
         return f"did you mean {', '.join(near)}?" if near else "twofold os list"
+
+
+def _read(files: list[DataFile]) -> tuple[Records, list[str]]:
+    from twofold.osinfo.reading import read  # an XML parser that a daemon rarely needs
+
+    return read(files)
 
 
 def _names(records: Records) -> dict[str, str]:

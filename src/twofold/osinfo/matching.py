@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from twofold.osinfo.reading import Record, Records
+from twofold.osinfo.system import Record, Records
 
 # ISO 9660, 8.4: the longest of the four is 128 characters.
 _LONGEST = 128

@@ -9,17 +9,13 @@ Ours only fills gaps: what the packaged database says of a system itself stands.
 
 import logging
 from collections.abc import Iterable
-from typing import Any
 from xml.etree import ElementTree
 
 from twofold.osinfo.devices import name_of
 from twofold.osinfo.places import OURS, DataFile
+from twofold.osinfo.system import Record, Records
 
 log = logging.getLogger("twofold.osinfo")
-
-# uri → fields. JSON-able on purpose: see cache.py.
-Record = dict[str, Any]
-Records = dict[str, Record]
 
 _SINGLE = ("name", "version", "vendor", "family", "distro", "codename")
 _PATTERNS = {

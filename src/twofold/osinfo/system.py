@@ -3,8 +3,13 @@ but questions about what is there."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from twofold.osinfo.devices import virtio_name
+
+# What the files say of a system, by its URI, before inheritance. JSON-able: see cache.py.
+Record = dict[str, Any]
+Records = dict[str, Record]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +79,7 @@ class System:
                 found.setdefault(name, fact)
         return found
 
-    def virtio_in_the_box(self) -> str:
+    def virtio_in_the_box(self) -> Literal["yes", "partly", "no", "unknown"]:
         """``yes`` with disk, network and the agent's port; ``partly``; ``no``; or ``unknown``
         where nothing at all is known about its drivers."""
         wanted = {"block", "net", "console"} & self.virtio().keys()

@@ -99,7 +99,10 @@ def _verbs(current: str) -> Iterator[tuple[str, str]]:
             yield verb, help_text
         elif group not in groups:
             groups.add(group)
-            yield group, f"verbs about {group}s"
+            yield (
+                group,
+                "verbs about operating systems" if group == "os" else f"verbs about {group}s",
+            )
 
 
 def _words_for(action: argparse.Action, verb: str, root: str | None) -> Iterator[tuple[str, str]]:
@@ -110,6 +113,9 @@ def _words_for(action: argparse.Action, verb: str, root: str | None) -> Iterator
     if action.metavar == "IMAGE" or verb == "image rm":
         for image in client.call("GET", url("images")):
             yield from ((name, "image") for name in image["names"])
+    elif action.metavar == "OS":
+        for system in client.call("GET", url("os")):
+            yield system["id"], system["name"]
     elif action.metavar == "KEY":
         for template in client.call("GET", url("templates")):
             yield template["key"], template["shape"]["image"]

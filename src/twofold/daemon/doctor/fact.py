@@ -41,6 +41,7 @@ _NAMES: dict[str, dict[str, str]] = {
     "libseccomp2": {"fedora": "libseccomp", "arch": "libseccomp"},
     "lz4": {},
     "mmdebstrap": {"suse": ""},
+    "osinfo-db": {},
     "ovmf": {"fedora": "edk2-ovmf", "arch": "edk2-ovmf", "suse": "qemu-ovmf-x86_64"},
     "qemu-system-x86": {"suse": "qemu-x86"},
     "qemu-utils": {"fedora": "qemu-img", "arch": "qemu-img", "suse": "qemu-img"},

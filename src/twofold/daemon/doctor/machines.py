@@ -4,8 +4,11 @@ import json
 import os
 import queue
 import threading
+import time
 from collections.abc import Iterable
+from datetime import datetime
 
+from twofold import osinfo
 from twofold.daemon.doctor.fact import DEGRADED, MISSING, OK, Fact
 from twofold.daemon.doctor.survey import Survey, program, said
 from twofold.hypervisor import jail, kernel_source, kvm_probe, monitor_shares
@@ -19,6 +22,8 @@ _OVMF = (
     "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
     "/usr/share/qemu/ovmf-x86_64-code.bin",
 )
+# Two releases of most systems.
+_OLD_DATABASE_DAYS = 550
 
 
 def acceleration(survey: Survey) -> Iterable[Fact]:
@@ -118,6 +123,38 @@ def shares(survey: Survey) -> Iterable[Fact]:
     )
 
 
+def systems(survey: Survey) -> Iterable[Fact]:
+    """What is known about operating systems, for guests that bring one of their own."""
+    status = osinfo.status()
+    value = f"{status.systems} systems, the newest of {status.newest or 'unknown date'}"
+    reasons = list(status.warnings)
+    fix = ""
+    if not status.present:
+        reasons.insert(0, "no osinfo-db: media are not recognised; guests get what most know")
+        value, fix = f"only Twofold's own additions: {status.systems} systems", "osinfo-db"
+    elif _age_days(status.newest) > _OLD_DATABASE_DAYS:
+        # Nothing is lost that --os could not say, so it is no reason to be degraded.
+        value += "; newer ones can be added in /etc/osinfo"
+    elif reasons:
+        fix = "mend or remove the file"
+    yield Fact(
+        id="osinfo-db",
+        title="Knowledge of operating systems",
+        group=GROUP,
+        status=DEGRADED if reasons else OK,
+        value=f"osinfo-db {status.version}: {value}" if status.present else value,
+        reason="; ".join(reasons),
+        fix=survey.install(fix) if fix == "osinfo-db" else fix,
+    )
+
+
+def _age_days(date: str) -> float:
+    try:
+        return (time.time() - datetime.fromisoformat(date).timestamp()) / 86400
+    except ValueError:
+        return 0.0
+
+
 def kernel_bundle(survey: Survey) -> Iterable[Fact]:
     kernels = survey.paths.kernels
     kept = kernel_source.load(f"{kernels}/linux")
@@ -158,4 +195,4 @@ def _bundle(status: str, value: str, reason: str, fix: str) -> Fact:
     )
 
 
-CHECKS = (acceleration, qemu, firmware, shares, kernel_bundle)
+CHECKS = (acceleration, qemu, firmware, shares, systems, kernel_bundle)
