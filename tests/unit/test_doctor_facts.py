@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from twofold import osinfo
 from twofold.daemon.doctor import host, images, isolation, machines, network, resources, storage
 from twofold.daemon.doctor.fact import Fact, family, install, parse_os_release
 from twofold.hypervisor.kvm_probe import KvmProbe
@@ -215,3 +216,26 @@ def test_missing_programs_come_with_the_command(monkeypatch: pytest.MonkeyPatch)
     assert all(fact.status != "ok" for fact in facts.values())
     assert facts["mmdebstrap"].fix == "apt-get install mmdebstrap"
     assert facts["qemu"].fix == "apt-get install qemu-system-x86"
+
+
+@pytest.mark.parametrize(
+    ("known", "status", "words"),
+    [
+        (osinfo.Status(version="20221130", systems=800, newest="2022-11-22"), "ok", "/etc/osinfo"),
+        (osinfo.Status(version="20991231", systems=900, newest="2099-01-01"), "ok", "900 systems"),
+        (osinfo.Status(version="", systems=14, newest=""), "degraded", "install osinfo-db"),
+        (
+            osinfo.Status(version="1", systems=1, newest="", warnings=("'/x.xml' was left out",)),
+            "degraded",
+            "left out",
+        ),
+    ],
+)
+def test_knowledge_of_operating_systems(
+    monkeypatch: pytest.MonkeyPatch, known: osinfo.Status, status: str, words: str
+) -> None:
+    monkeypatch.setattr(machines.osinfo, "status", lambda: known)
+    fact = by_id(machines.systems(Survey()))["osinfo-db"]
+    assert fact.status == status
+    assert words in f"{fact.value} {fact.reason} {fact.fix}"
+    assert not fact.required

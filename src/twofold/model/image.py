@@ -4,6 +4,8 @@ from enum import StrEnum
 
 from pydantic import BaseModel, Field
 
+from twofold.model.guest_os import OsMatch
+
 
 class ImageKind(StrEnum):
     """``root``: a file system for either wall. The others boot an operating system of their own
@@ -74,3 +76,6 @@ class Image(BaseModel):
     config: ImageConfig
     source: str = Field(description="where it came from", examples=["mmdebstrap bookworm"])
     disk: DiskFacts | None = None
+    identified: OsMatch | None = Field(
+        default=None, description="of a disk or medium, when one image is asked for: its system"
+    )

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from twofold.api.replies import operation_reply, reply
 from twofold.api.services import services
+from twofold.instance.recognition import recognised
 from twofold.model.image import Image
 from twofold.model.instance import Line, Strict
 from twofold.operations import Operation
@@ -74,7 +75,7 @@ async def import_image(request: Request, body: ImportRequest) -> Response:
         image = await house.images.import_file(
             operation, path=body.path, name=body.name, disk_format=body.format
         )
-        return image.model_dump(mode="json")
+        return (await recognised(image)).model_dump(mode="json")
 
     operation = house.operations.start("image.import", work)
     return await operation_reply(request, operation, status=201)
@@ -82,7 +83,8 @@ async def import_image(request: Request, body: ImportRequest) -> Response:
 
 @router.get("/images/{name:path}", response_model=Image, summary="One image")
 async def show_image(request: Request, name: str) -> Response:
-    return reply(services(request).images.find(name).model_dump(mode="json"))
+    image = await recognised(services(request).images.find(name))
+    return reply(image.model_dump(mode="json"))
 
 
 @router.post("/images/{name:path}/verify", response_model=Image, summary="Check a disk's content")
@@ -92,7 +94,7 @@ async def verify_image(request: Request, name: str) -> Response:
 
     async def work(operation: Operation) -> Any:
         image = await house.images.verify(operation, name=name)
-        return image.model_dump(mode="json")
+        return (await recognised(image)).model_dump(mode="json")
 
     operation = house.operations.start("image.verify", work)
     return await operation_reply(request, operation)

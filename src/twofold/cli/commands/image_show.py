@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if disk:
         _write_disk(disk, verified=args.verify)
+        _write_system(image.get("identified"))
         return 0
     output.write_section(
         "configuration",
@@ -99,3 +100,19 @@ def _write_disk(disk: dict[str, Any], *, verified: bool) -> None:
             ("application", disk.get("application_id")),
         ],
     )
+
+
+def _write_system(match: dict[str, Any] | None) -> None:
+    """The operating system on the disk and the rule that recognised it."""
+    pairs: list[tuple[str, object]]
+    if match is None:
+        pairs = [("system", "not recognised: twofold os list shows what --os takes")]
+    else:
+        kind = "live, boots without an installation" if match["live"] else None
+        pairs = [
+            ("system", f"{match['name']} ({match['id']}): twofold os show {match['id']}"),
+            ("because", match["rule"]),
+            ("processor", match["architecture"]),
+            ("medium", kind),
+        ]
+    output.write_section("operating system", pairs)
