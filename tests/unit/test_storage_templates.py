@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from twofold.errors import Corrupt, NoSpace, NotFound
-from twofold.storage.templates import Template, TemplateStore
+from twofold.storage.templates import Template, TemplateStore, wipe
 
 PAGE = b"frozen memory   " * 256
 
@@ -142,3 +142,29 @@ def test_memory_that_nobody_forks_is_let_go(store: TemplateStore) -> None:
     assert not store.is_loaded("aa00")
     assert store.is_loaded("bb00")
     assert store.memory(idle) >= 0
+
+
+def test_a_number_no_fork_may_inherit_is_wiped_wherever_it_is() -> None:
+    secret = bytes(range(16))
+    fd = os.memfd_create("memory")
+    os.ftruncate(fd, 1 << 20)
+    for at in (4096, 4096 + 17, 500_001, (1 << 20) - 16):
+        os.pwrite(fd, secret, at)
+    os.pwrite(fd, b"beside", 4096 + 40)
+    try:
+        assert wipe(fd, secret.hex()) == 4
+        assert wipe(fd, secret.hex()) == 0
+        assert os.pread(fd, 64, 4096) == bytes(40) + b"beside" + bytes(18)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("said", ["", "xyz", "00" * 16, "ab" * 15, "00ff" * 8, "ab" * 17])
+def test_what_is_no_random_number_wipes_nothing(said: str) -> None:
+    fd = os.memfd_create("memory")
+    os.write(fd, b"\xab\x00\xff\x00" * 4096)
+    try:
+        assert wipe(fd, said) == 0
+        assert os.pread(fd, 4, 0) == b"\xab\x00\xff\x00"
+    finally:
+        os.close(fd)

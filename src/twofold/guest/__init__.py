@@ -6,6 +6,9 @@
     virtioport, netport  the agent's end of the port on virtio and on emulated hardware
     configure  what the host's CONFIG asks: name, clock, network, files, shares
     init       the image's own init as PID 1
+    program    a program of the guest, run to its end
+    renew      a fork becomes somebody else
+    settling   when a system that boots is up and quiet
     session    one process in the guest: pipes or a terminal, signals, exit status
     identity   who a process is to be (shared with the container runtime)
     jsontext, lean       JSON, signals and deques without the weight of their packages

@@ -290,11 +290,12 @@ class Agent:
             failures = self._stand_up(wish)
             failures += boot.load_modules("modules.late", root_fd=self._initrd_fd)
             configure.rehearse(wish)
+            boot_id = renew.stand_in(self._initrd_fd) if self._system else ""
         except (OSError, boot.BootError, configure.ConfigError) as error:
             self._refuse(0, GuestFailed(f"the guest could not be prepared: {error}"))
             return
         self._late_loaded = True
-        body = {"modules_failed": failures[:50]}
+        body = {"modules_failed": failures[:50], "boot_id": boot_id}
         self.send(protocol.encode_json(protocol.PREPARED, 0, body))
 
     def _configure(self, config: dict[str, Any]) -> None:
@@ -317,10 +318,11 @@ class Agent:
                 session.hang_up()  # its client is the parent's
         warnings: list[str] = []
         try:
-            renew.apply(config, warnings=warnings)
+            renew.apply(config, self._port.dial, warnings=warnings)
         except (OSError, configure.ConfigError) as error:
             self._refuse(0, GuestFailed(f"the fork could not get an identity: {error}"))
             return
+        self._config = config
         body = {"warnings": [warning[:500] for warning in warnings[:50]]}
         self.send(protocol.encode_json(protocol.RENEWED, 0, body))
 
@@ -331,8 +333,9 @@ class Agent:
     def _open(self, number: int, request: dict[str, Any]) -> None:
         stream = protocol.stream_of(number, 0)
         try:
-            # A template warms up with a session of its own before it has an identity.
-            if not self._standing or (self._config is None and request.get("kind") != "exec"):
+            # A template has an init and warms up with sessions before it has an identity.
+            early = request.get("kind") in ("exec", "init", "errand")
+            if not self._standing or (self._config is None and not early):
                 raise Unavailable("the guest is not configured yet")
             if number in self._sessions or number == 0:
                 raise InvalidInput(f"session {number} is already open")

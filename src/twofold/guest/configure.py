@@ -66,11 +66,27 @@ def apply(config: dict[str, Any], dial: Dial, *, warnings: list[str]) -> None:
             replace_file(path, content)
         except OSError as error:
             warnings.append(f"{path}: {error.strerror}")
+    _set_sysctls(config, warnings)
+    mount_places(config, dial, warnings)
+    if config.get("read_only"):
+        _forbid_writing()
+    if config.get("pids") is not None:
+        try:
+            limit_processes(config["pids"])
+        except OSError as error:
+            warnings.append(f"no limit on processes: {error}")
+
+
+def _set_sysctls(config: dict[str, Any], warnings: list[str]) -> None:
     for name, value in dict(config.get("sysctls") or {}).items():
         try:
             write_text("/proc/sys/" + name.replace(".", "/"), str(value))
         except OSError as error:
             warnings.append(f"sysctl {name}={value}: {error.strerror}")
+
+
+def mount_places(config: dict[str, Any], dial: Dial, warnings: list[str]) -> None:
+    """Shares, file systems in memory, and the size of /dev/shm. Raises ConfigError."""
     for number, share in enumerate(config.get("shares") or []):
         _mount_share(share, number, dial)
     for tmpfs in config.get("tmpfs") or []:
@@ -80,13 +96,6 @@ def apply(config: dict[str, Any], dial: Dial, *, warnings: list[str]) -> None:
             mount("", "/dev/shm", flags=MS_REMOUNT, data=f"size={config['shm_bytes']}")
         except OSError as error:
             warnings.append(f"/dev/shm: {error.strerror}")
-    if config.get("read_only"):
-        _forbid_writing()
-    if config.get("pids") is not None:
-        try:
-            limit_processes(config["pids"])
-        except OSError as error:
-            warnings.append(f"no limit on processes: {error}")
 
 
 def _mount_tmpfs(tmpfs: dict[str, Any]) -> None:
@@ -152,8 +161,11 @@ def rehearse(wish: dict[str, Any]) -> None:
         found = find_interface(mac)
         if found != _INTERFACE:
             rename_interface(found, _INTERFACE)
-    for path in wish.get("files") or []:
-        replace_file(str(path), "")
+    for path, content in dict(wish.get("files") or {}).items():
+        replace_file(str(path), str(content))
+    if wish.get("hostname"):
+        write_text("/proc/sys/kernel/hostname", str(wish["hostname"]))
+    _set_sysctls(wish, [])
 
 
 def set_identity(config: dict[str, Any], warnings: list[str]) -> None:

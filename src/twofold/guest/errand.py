@@ -3,6 +3,7 @@
     usage      {"memory_total_bytes", "memory_available_bytes", "processes"}
     processes  {"uptime_s", "users": {"0": "root"}, "processes": [see linux/procfs.py]}
     limit      with {"pids": N or None}: {}
+    settle     {} once the image's init has brought the machine up and nothing stirs
 
 Runs in a child of the agent, as root of the guest, in the instance's root. Needs no program of the
 image.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import time
 
 from twofold.errors import InvalidInput, RuntimeFailed
-from twofold.guest import configure
+from twofold.guest import configure, renew, settling
 from twofold.linux import procfs
 
 TYPE_CHECKING = False  # typing itself takes 50 ms to import in a guest
@@ -35,6 +36,11 @@ def run(what: str, words: dict[str, Any]) -> dict[str, Any]:
             configure.limit_processes(None if most is None else int(most))
         except OSError as error:
             raise RuntimeFailed(f"the guest cannot limit its processes: {error}") from error
+        return {}
+    if what == "settle":
+        settling.wait()
+        renew.retire()
+        settling.wait_for_quiet()
         return {}
     raise InvalidInput(f"unknown errand {what!r}")
 

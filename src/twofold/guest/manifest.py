@@ -9,7 +9,7 @@ docs/contributing/guest-boot.md.
 
 AGENT_MODULE = "twofold.guest.agent"
 
-# archive and errand are imported only when they are asked for; the others at start.
+# archive, errand and settling are imported only when they are asked for; the others at start.
 AGENT_MODULES: tuple[str, ...] = (
     "twofold",
     "twofold.errors",
@@ -24,9 +24,11 @@ AGENT_MODULES: tuple[str, ...] = (
     "twofold.guest.jsontext",
     "twofold.guest.lean",
     "twofold.guest.netport",
+    "twofold.guest.program",
     "twofold.guest.protocol",
     "twofold.guest.renew",
     "twofold.guest.session",
+    "twofold.guest.settling",
     "twofold.guest.virtioport",
     "twofold.linux",
     "twofold.linux.capabilities",

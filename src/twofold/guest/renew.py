@@ -3,69 +3,169 @@
 CONFIG found a guest without identity; here there is one already, with a name, an address, perhaps
 an init of the image's own. Time and randomness come first: nothing after them may repeat what the
 parent does. What can be lived without becomes a warning.
+
+    template of a system   ``stand_in`` before its init, ``retire`` when it is up; then frozen
+    fork of it, or copy    ``apply``; what takes long goes on in the background
 """
 
 from __future__ import annotations
 
 import os
 
-from twofold.guest import configure
+from twofold.guest import configure, program
 from twofold.guest.boot import read_text
+from twofold.linux.mount import MS_BIND, mount, umount
 from twofold.linux.netconf import lower_link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_STAND_IN = "twofold-boot-id"  # in the initrd
 _MACHINE_ID = "/etc/machine-id"
+_DBUS_MACHINE_ID = "/var/lib/dbus/machine-id"
+_JOURNALS = ("/run/log/journal", "/var/log/journal")
+_RANDOM_SEED = "/var/lib/systemd/random-seed"
 _SSH = "/etc/ssh"
-# Run in the background: they take seconds under emulation, and nobody waits for them.
+_SSH_UNITS = ("ssh.service", "sshd.service", "ssh.socket", "sshd.socket")
+_RETIRED = "/run/twofold-retired"  # units that a fork starts when it has keys of its own
+# In the background: keys take seconds under emulation, and nobody waits for them. The quick one
+# first, so that whoever connects is soon let in.
 _NEW_KEYS = (
-    "rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub; ssh-keygen -q -A && "
-    "{ systemctl try-restart ssh.service sshd.service || service ssh restart; }"
+    "rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub; "
+    "nice ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key; "
+    "{start}nice ssh-keygen -q -A; "
+    "systemctl try-reload-or-restart ssh.service sshd.service || service ssh restart"
 )
-_NEW_JOURNAL = "systemctl try-restart systemd-journald.service"
+_START_RETIRED = f"systemctl start $(cat {_RETIRED}); rm -f {_RETIRED}; "
+# They hold the machine's and the boot's id in memory; in a template the console's login shows
+# the template's name, and nobody has logged in there yet.
+_STALE = "systemctl try-restart systemd-journald.service"
+_STALE_IN_FORK = f"{_STALE} systemd-networkd.service serial-getty@ttyS0.service"
 
 
-def apply(config: dict[str, Any], *, warnings: list[str]) -> None:
+def stand_in(initrd_fd: int) -> str:
+    """Show the init of a template a boot id of our own instead of the kernel's, which is returned
+    as 32 hex digits: the host wipes it from the frozen memory, so that each fork draws another.
+    Raises OSError.
+
+    Only services with a /proc of their own see the kernel's.
+    """
+    drawn = read_text(_BOOT_ID).strip().replace("-", "")
+    words = os.urandom(16).hex()
+    text = "-".join((words[:8], words[8:12], words[12:16], words[16:20], words[20:]))
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    fd = os.open(_STAND_IN, flags, 0o444, dir_fd=initrd_fd)
+    try:
+        os.write(fd, f"{text}\n".encode())
+        mount(f"/proc/self/fd/{fd}", _BOOT_ID, flags=MS_BIND)
+    finally:
+        os.close(fd)
+    return drawn
+
+
+def retire() -> None:
+    """A template's secrets go before it is frozen: a fork never has them, not for a moment."""
+    if not _host_keys() or not os.path.isdir("/run/systemd/system"):
+        return
+    active = [unit for unit in _SSH_UNITS if program.run("systemctl", "is-active", unit)[0] == 0]
+    if active:
+        program.run("systemctl", "stop", *active)
+    for name in _host_keys():
+        os.unlink(f"{_SSH}/{name}")
+    configure.replace_file(_RETIRED, "\n".join(active))
+
+
+def apply(config: dict[str, Any], dial: configure.Dial, *, warnings: list[str]) -> None:
     """Take the identity in ``config``. Raises ConfigError when the network cannot be had."""
     configure.set_identity(config, warnings)
+    fork = config.get("birth") == "fork"
+    if fork:
+        _tell(warnings, _BOOT_ID, lambda: umount(_BOOT_ID))
     network = config.get("network")
     if network:
         found = configure.find_interface(network["burned_in_mac"])
-        try:
-            lower_link(found)  # its addresses and routes were the parent's
-        except OSError as error:
-            warnings.append(f"{found}: {error.strerror}")
+        _tell(warnings, found, lambda: lower_link(found))  # addresses and routes: the parent's
         configure.set_network(network)
     for path, content in dict(config.get("files") or {}).items():
-        try:
-            configure.replace_file(path, content)
-        except OSError as error:
-            warnings.append(f"{path}: {error.strerror}")
+        _replace(path, content, warnings)
+    if fork:  # a copy has them mounted
+        configure.mount_places(config, dial, warnings)
+    _tell(warnings, _RANDOM_SEED, _renew_random_seed)
+    renewed = False
     try:
-        _renew_machine_id(str(config.get("machine_id") or ""))
+        renewed = _renew_machine_id(str(config.get("machine_id") or ""))
     except OSError as error:
         warnings.append(f"{_MACHINE_ID}: {error.strerror}")
-    if os.path.isdir(_SSH) and any(name.startswith("ssh_host_") for name in os.listdir(_SSH)):
-        _in_background(_NEW_KEYS)
+    words = []
+    if (renewed or fork) and os.path.isdir("/run/systemd/system"):
+        words.append(_STALE_IN_FORK if fork else _STALE)
+    if os.path.exists(_RETIRED):
+        words.append(_NEW_KEYS.format(start=_START_RETIRED))
+    elif _host_keys():
+        words.append(_NEW_KEYS.format(start=""))
+    if words:
+        _in_background("; ".join(words))
 
 
-def _renew_machine_id(new: str) -> None:
-    """Written in place: where systemd made it, the file is a mount of its own."""
+def _replace(path: str, content: str, warnings: list[str]) -> None:
+    _tell(warnings, path, lambda: configure.replace_file(path, content))
+
+
+def _tell(warnings: list[str], what: str, do: Callable[[], None]) -> None:
+    try:
+        do()
+    except OSError as error:
+        warnings.append(f"{what}: {error.strerror}")
+
+
+def _renew_random_seed() -> None:
+    """What the next boot begins with; it was written before the copy was made."""
+    try:
+        fd = os.open(_RANDOM_SEED, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        os.write(fd, os.urandom(min(max(os.fstat(fd).st_size, 32), 4096)))
+    finally:
+        os.close(fd)
+
+
+def _renew_machine_id(new: str) -> bool:
+    """Whether there was one. Written in place: where systemd made it, it is a mount of its own.
+
+    The journal moves along, or nobody would find what was logged before the copy was made.
+    """
     try:
         old = read_text(_MACHINE_ID).strip()
     except FileNotFoundError:
-        return
+        return False
     if not new or len(old) != 32:  # "uninitialized", or none: nobody has taken it for his
-        return
-    fd = os.open(_MACHINE_ID, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return False
+    _overwrite(_MACHINE_ID, f"{new}\n")
+    if os.path.isfile(_DBUS_MACHINE_ID) and not os.path.islink(_DBUS_MACHINE_ID):
+        _overwrite(_DBUS_MACHINE_ID, f"{new}\n")
+    for base in _JOURNALS:
+        if os.path.isdir(f"{base}/{old}"):
+            os.rename(f"{base}/{old}", f"{base}/{new}")
+    return True
+
+
+def _overwrite(path: str, content: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        os.write(fd, f"{new}\n".encode())
+        os.write(fd, content.encode())
     finally:
         os.close(fd)
-    if os.path.isdir("/run/systemd/system"):
-        _in_background(_NEW_JOURNAL)
+
+
+def _host_keys() -> list[str]:
+    try:
+        return [name for name in os.listdir(_SSH) if name.startswith("ssh_host_")]
+    except OSError:
+        return []
 
 
 def _in_background(script: str) -> None:

@@ -73,7 +73,12 @@ class Birth:
             return
         if self.kind == "template":
             self._freezer = Freezer(
-                self._guest, link=self._link, loop=self._loop, control=control, state_fd=state_fd
+                self._guest,
+                link=self._link,
+                loop=self._loop,
+                control=control,
+                state_fd=state_fd,
+                failed=self._events.failed,
             )
             return
         wake(control, state_fd)
@@ -83,7 +88,10 @@ class Birth:
             self._link.send(protocol.encode(protocol.HELLO, 0))
         else:
             self.facts = self._link.acquainted(dict(self._vm.get("facts") or {}))
-            self._send_config()
+            if self._system:
+                self._renew()  # the image's init has been running since the template
+            else:
+                self._send_config()
 
     def qemu_says(self, event: str, data: dict[str, Any]) -> None:
         status = data.get("status") if event == "MIGRATION" else None
@@ -107,8 +115,9 @@ class Birth:
             else:
                 self._send_config()
         elif kind == protocol.PREPARED and self._freezer:
-            self._freezer.warm_up()
-        elif kind == protocol.RENEWED and self.kind == "copy" and self._payload:
+            self.facts["boot_id"] = str(protocol.decode_json(body).get("boot_id") or "")[:32]
+            self._freezer.prepared()
+        elif kind == protocol.RENEWED and self.kind in ("fork", "copy") and self._payload:
             self._take_warnings(body)
             self._events.running(self._payload)
         elif kind == protocol.CONFIGURED:
@@ -141,11 +150,14 @@ class Birth:
         return config | {"time": time.time(), "entropy": os.urandom(32).hex()}
 
     def _renew(self) -> None:
-        """A copy of a running machine becomes itself; its payload has been running all along."""
+        """What it was copied from ran already; it becomes itself, and its payload goes on."""
         self._payload = self._events.new_payload()
         self._payload.adopt()
         self._events.born(self._payload)
-        config = self._configuration() | {"machine_id": os.urandom(16).hex()}
+        config = self._configuration() | {
+            "birth": self.kind,
+            "machine_id": os.urandom(16).hex(),
+        }
         self._link.send(protocol.encode_json(protocol.RENEW, 0, config))
 
     def _send_config(self) -> None:
@@ -168,7 +180,10 @@ class Birth:
 
 
 class Freezer(Watcher):
-    """Takes a guest from its HELLO to a frozen template; ``control`` tells how that ended."""
+    """Takes a guest from its HELLO to a frozen template; ``control`` tells how that ended.
+
+    Prepared, with the image's init up and quiet where it is a system, warmed up, frozen.
+    """
 
     def __init__(
         self,
@@ -178,24 +193,47 @@ class Freezer(Watcher):
         loop: Loop,
         control: InnerControl,
         state_fd: int,
+        failed: Callable[[str], None],
     ) -> None:
         self._guest, self._link, self._loop = guest, link, loop
-        self._control, self._state_fd = control, state_fd
+        self._control, self._state_fd, self._failed = control, state_fd, failed
+        self._system = guest.get("mode") == "system"
+        self._number = protocol.PAYLOAD_SESSION
         self._warm_ups = 0
+        self._settling = False
         self.session: GuestProcess | None = None
 
     def prepare(self) -> None:
         """The agent said HELLO: have it do what every fork would have to do."""
+        files = dict(self._guest.get("files") or {})
         wish = {
             "mode": self._guest.get("mode"),
             "network": bool(self._guest.get("network")),
             "shares": bool(self._guest.get("shares")),
             "burned_in_mac": (self._guest.get("network") or {}).get("burned_in_mac"),
-            "files": list(self._guest.get("files") or ()),
+            # An init reads them; otherwise they only are to be there, for they will be replaced.
+            "files": files if self._system else dict.fromkeys(files, ""),
         }
+        if self._system:
+            wish["hostname"] = self._guest.get("hostname")
+            wish["sysctls"] = self._guest.get("sysctls")
         self._link.send(protocol.encode_json(protocol.PREPARE, 0, wish))
 
-    def warm_up(self) -> None:
+    def prepared(self) -> None:
+        if self._system:
+            process = dict(self._guest.get("process") or {})
+            env = [one for one in process.get("env") or () if not one.startswith("HOSTNAME=")]
+            self._open(protocol.PAYLOAD_SESSION, "init", process=process | {"env": env})
+        else:
+            self._warm_up()
+
+    def _open(self, number: int, kind: str, **words: Any) -> None:
+        self.session = GuestProcess(
+            self._link, number, (-1, -1, -1), watcher=self, post=self._loop.post
+        )
+        self.session.open(open_frame(number, {"kind": kind, **words}))
+
+    def _warm_up(self) -> None:
         """Run a process as a payload is run: its code is then in the guest's memory."""
         process = dict(self._guest.get("process") or {}) | {
             "argv": ["/bin/sh", "-c", ":"],
@@ -204,28 +242,29 @@ class Freezer(Watcher):
             "tty": False,
         }
         self._warm_ups += 1
-        self.session = GuestProcess(
-            self._link,
-            protocol.PAYLOAD_SESSION + self._warm_ups,
-            (-1, -1, -1),
-            watcher=self,
-            post=self._loop.post,
-        )
-        self.session.open(open_frame(self.session.number, {"kind": "exec", "process": process}))
+        self._number += 1
+        self._open(self._number, "exec", process=process)
 
     def started(self, session: GuestProcess) -> None:
-        pass
+        if session.number == protocol.PAYLOAD_SESSION:  # the init runs: until it is up and quiet
+            self._settling = True
+            self._number += 1
+            self._open(self._number, "errand", what="settle")
 
     def ended(self, session: GuestProcess, exit_code: int) -> None:
+        self._settling = False
         self._next()
 
     def failed(self, session: GuestProcess, error: TwofoldError) -> None:
-        self._next()  # an image without a shell is warm enough
+        if self._settling or session.number == protocol.PAYLOAD_SESSION:
+            self._failed(error.message)
+        else:
+            self._next()  # an image without a shell is warm enough
 
     def _next(self) -> None:
         self.session = None
         if self._warm_ups < _WARM_UPS:
-            self.warm_up()
+            self._warm_up()
         else:
             timer = threading.Timer(_SETTLE_S, lambda: self._loop.post(self._freeze))
             timer.daemon = True

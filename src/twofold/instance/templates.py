@@ -29,7 +29,7 @@ from twofold.model.paths import Paths
 from twofold.operations import Operation, TaskScope
 from twofold.runtime import plan
 from twofold.storage import disk
-from twofold.storage.templates import FORMAT, Template, TemplateStore
+from twofold.storage.templates import FORMAT, Template, TemplateStore, wipe
 
 # A shape that could not be frozen is booted for so long before it is tried again.
 _RETRY_AFTER_S = 600.0
@@ -183,6 +183,9 @@ class TemplateDesk:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             state = os.open(f"{scratch}/state", flags, 0o600)
             facts = await self._freeze(made, (ram, state))
+            boot_id = str(facts.pop("boot_id", ""))
+            if boot_id:
+                await asyncio.to_thread(wipe, ram, boot_id)
             kept, ram = ram, -1
             return await asyncio.to_thread(
                 self.store.keep, key, kept, facts=facts, shape=_shape(spec, image, parts)
@@ -259,8 +262,9 @@ class TemplateDesk:
             memory_bytes=spec.memory_bytes,
             volumes=volumes,
             network=spec.network,
-            command=["/bin/sh"],
-            entrypoint=[],
+            system=spec.system,
+            command=None if spec.system else ["/bin/sh"],
+            entrypoint=None if spec.system else [],
             workdir="/",
             user="",
         )
@@ -280,6 +284,9 @@ def _key(made: plan.SandboxPlan, parts: MachineParts) -> str:
     """16 hex digits that stand for all that shapes the guest: a change of any makes another."""
     assert made.vm is not None
     shaping = [FORMAT, made.vm.argv, parts.jail, parts.boot, parts.disk, parts.accelerator]
+    if made.vm.guest["mode"] == "system":
+        # Its init runs in the template, with the image's environment.
+        shaping += ["system", made.vm.guest["process"]["argv"], made.vm.guest["process"]["env"]]
     return hashlib.sha256(json.dumps(shaping).encode()).hexdigest()[:16]
 
 
@@ -294,6 +301,7 @@ def _shape(spec: InstanceSpec, image: ImageRoot, parts: MachineParts) -> dict[st
         "hardware": spec.hardware.value,
         "vcpus": vm.virtual_cpus(spec),
         "memory_bytes": vm.memory_bytes(spec),
+        "system": spec.system,
         "network": spec.network,
         "volumes": len(spec.volumes),
         "kernel": parts.kernel,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from twofold.errors import InvalidInput, Unsupported
-from twofold.instance import masks, privileges, vm
+from twofold.instance import masks, privileges, system_start, vm
 from twofold.instance.collaborators import Images, Keeper, Machines
 from twofold.instance.container import PIDS, check_target, check_volume, container_plan
 from twofold.instance.place import ImageRoot, Place
@@ -150,9 +150,10 @@ class VmWall:
         parts = await self._machines.parts(operation)
         parts = replace(parts, disk=await self._images.disk(image.digest, operation))
         fork = None
+        boots = system_start.reason_to_boot(record.spec, image) if record.spec.system else None
         if record.copied is not None:
             fork = await self._templates.fork_of_copy(record, image, place, parts)
-        elif not (record.spec.cold or record.spec.system or record.started_at):
+        elif not (record.spec.cold or boots or record.started_at):
             fork = await self._templates.fork(record, image, place, parts, operation)
         made = (
             fork.plan
@@ -168,6 +169,7 @@ class VmWall:
         )
         facts = {
             "template": fork.template if fork else None,
+            "boots_because": boots,
             "accelerator": parts.accelerator,
             "accelerator_reason": parts.accelerator_reason,
             "kernel": parts.kernel,

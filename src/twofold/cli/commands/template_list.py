@@ -19,6 +19,11 @@ DESCRIPTION = (
     "and start in a fraction of the time. The least used go when all exceed 8 GiB."
 )
 
+_COLUMNS = (
+    *("KEY", "IMAGE", "PID 1", "HARDWARE", "CPUS", "MEMORY"),
+    *("NETWORK", "VOLUMES", "SIZE", "USED"),
+)
+
 
 def configure(parser: Parser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="print keys only")
@@ -32,11 +37,12 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write("".join(f"{one['key']}\n" for one in templates))
     else:
         output.write_table(
-            ("KEY", "IMAGE", "HARDWARE", "CPUS", "MEMORY", "NETWORK", "VOLUMES", "SIZE", "USED"),
+            _COLUMNS,
             [
                 (
                     one["key"][:12],
                     one["shape"]["image"],
+                    "init" if one["shape"].get("system") else "agent",
                     one["shape"]["hardware"],
                     str(one["shape"]["vcpus"]),
                     output.human_size(one["shape"]["memory_bytes"]),

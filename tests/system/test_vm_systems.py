@@ -1,0 +1,106 @@
+"""Machines with the image's own init start as forks of a template, each its own."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+Runner = Callable[..., "subprocess.CompletedProcess[bytes]"]
+WHO = """
+cat /proc/sys/kernel/random/boot_id
+head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo
+cat /etc/machine-id
+cat /etc/hostname
+cat /sys/class/net/eth0/address
+ip -4 -o addr show eth0 | awk '{print $4}'
+tail -n 1 /etc/hosts
+"""
+
+
+def start(twofold: Runner, name: str, image: str, *flags: str) -> dict[str, Any]:
+    twofold("run", "-d", "--vm", "--system", "--name", name, *flags, image, check=True,
+            timeout_s=500)  # fmt: skip
+    shown: dict[str, Any] = json.loads(twofold("show", name, "--json", check=True).stdout)
+    return shown
+
+
+def sh(twofold: Runner, name: str, script: str) -> str:
+    done = twofold("exec", name, "sh", "-c", script, check=True, timeout_s=200)
+    return done.stdout.decode()
+
+
+def await_word(twofold: Runner, name: str, script: str, *words: str, within_s: float) -> str:
+    deadline = time.monotonic() + within_s
+    while (said := sh(twofold, name, script + " || :").strip()) not in words:
+        assert time.monotonic() < deadline, f"{script} says {said!r}"
+        time.sleep(0.5)
+    return said
+
+
+def test_systems_are_forked_and_nobodys_twins(
+    twofold: Runner, debian_image: str, no_leaks: Callable[[], None]
+) -> None:
+    names = ("init-1", "init-2")
+    try:
+        first = start(twofold, names[0], debian_image, "--hostname", "one")
+        second = start(twofold, names[1], debian_image, "--tmpfs", "/fresh")
+        key = first["isolation_facts"]["template"]
+        assert key
+        assert second["isolation_facts"]["template"] == key
+        assert second["ready_seconds"] < first["ready_seconds"]
+        with ThreadPoolExecutor(2) as pool:
+            said = list(pool.map(lambda name: sh(twofold, name, WHO).splitlines(), names))
+        for number, (one, other) in enumerate(zip(*said, strict=True)):
+            assert one != other, f"line {number} of both is {one!r}"
+            assert one
+            assert other
+        assert [lines[3] for lines in said] == ["one", "init-2"]
+        assert [lines[6].split()[1] for lines in said] == ["one", "init-2"]
+        assert sh(twofold, names[1], "stat -f -c %T /fresh") == "tmpfs\n"
+        for name, lines in zip(names, said, strict=True):
+            await_word(twofold, name, "systemctl is-system-running", "running", within_s=60)
+            # The journal belongs to this boot of this machine, and has not lost the other's.
+            await_word(
+                twofold,
+                name,
+                "journalctl -q -b -o json -n 1 --output-fields=_BOOT_ID,_MACHINE_ID,_HOSTNAME "
+                """| sed 's/.*_MACHINE_ID":"//; s/".*//'""",
+                lines[2],
+                within_s=60,
+            )
+            assert "Linux version" in sh(twofold, name, "journalctl -q -b -1 --no-pager -n 2000")
+    finally:
+        twofold("rm", "-f", *names)
+
+
+@pytest.mark.slow
+def test_a_fork_has_ssh_keys_of_its_own(twofold: Runner) -> None:
+    """And from its first moment nobody else's: the template has none."""
+    if twofold("image", "show", "debian-ssh").returncode != 0:
+        twofold("image", "build", "debian-ssh", "--include", "openssh-server", timeout_s=600,
+                check=True)  # fmt: skip
+    names = ("ssh-1", "ssh-2")
+    try:
+        for name in names:
+            start(twofold, name, "debian-ssh")
+            early = sh(twofold, name, "ls /etc/ssh; systemctl is-active ssh || :")
+            assert "ssh_host_rsa_key.pub" not in early, "the image's own keys"
+        keys = []
+        for name in names:
+            await_word(twofold, name, "systemctl is-active ssh", "active", within_s=200)
+            keys.append(sh(twofold, name, "cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub"))
+            # What listens has that key, not another.
+            scan = "ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null | cut -d' ' -f3"
+            assert sh(twofold, name, scan) == keys[-1]
+        assert keys[0] != keys[1]
+        for name in names:
+            await_word(
+                twofold, name, "ls /etc/ssh/ssh_host_rsa_key.pub", "/etc/ssh/ssh_host_rsa_key.pub",
+                within_s=300,
+            )  # fmt: skip
+    finally:
+        twofold("rm", "-f", *names)
