@@ -294,9 +294,12 @@ class FakeMachines:
 class UnprivilegedWall(ContainerWall):
     """The same files, owned by whoever runs the tests."""
 
-    async def provision(self, record: Record, directory: str) -> None:
+    async def provision(
+        self, record: Record, directory: str, operation: Operation
+    ) -> dict[str, Any]:
         self.failing.check("provision")
         os.mkdir(f"{directory}/upper")
+        return {}
 
     failing: Failing
 

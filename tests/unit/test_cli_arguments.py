@@ -174,7 +174,6 @@ def test_words_after_the_image_belong_to_the_command(line: str, command: list[st
         ("run -name x debian", "-n", ""),
         ("run --foo debian", "unknown option '--foo'", "twofold run --help"),
         ("run --name", "expected one argument", "twofold run --help"),
-        ("run", "missing: IMAGE", "twofold run --help"),
         ("run --cpus 1_0 debian", "is not a number of CPUs", ""),
         ("run --pids \uff10 debian", "is not a positive whole number", ""),
         ("run --isolation hyperv debian", "invalid choice", ""),
@@ -343,3 +342,36 @@ def test_privileges_become_a_specification() -> None:
 def test_wrong_privileges_are_named(words: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         spec_of(words)
+
+
+def test_with_image_the_first_word_is_the_name(tmp_path: Path) -> None:
+    file = tmp_path / "win11.iso"
+    file.touch()
+    found = spec_of(f"create --vm --image {file} --disk 64g --disk image:data --boot cdrom,disk w")
+    assert found == {
+        "image": str(file),
+        "name": "w",
+        "isolation": "vm",
+        "disks": [{"size_bytes": 64 << 30}, {"image": "data"}],
+        "boot": ["cdrom", "disk"],
+    }
+    assert spec_of("run freedos --floppy x --usb 046D:C31C --pci 01:00.0 --tpm off")[
+        "host_devices"
+    ] == [{"bus": "usb", "address": "046d:c31c"}, {"bus": "pci", "address": "0000:01:00.0"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("run", "missing: IMAGE"),
+        ("create --image a b c", "one too many"),
+        ("create --image a --name b c", "two names"),
+        ("create a --disk lots", "not a size"),
+        ("create a --usb 046d", "VENDOR:PRODUCT"),
+        ("create a --pci 01:00.0,x=y", "not like"),
+        ("run debian --hardware emulated", "virtual machine"),
+    ],
+)
+def test_what_makes_no_machine(line: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        spec_of(line)

@@ -6,7 +6,7 @@ what the user did not say is not in the result.
 
 from __future__ import annotations
 
-from twofold.cli import arguments
+from twofold.cli import arguments, hardware
 from twofold.cli.arguments import UsageError
 
 TYPE_CHECKING = False
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 def configure(parser: arguments.Parser) -> None:
     """Add the image, the command and every option that describes an instance."""
     add = parser.add_argument
-    add("image", metavar="IMAGE", help="an image's name: debian, debian:trixie, alpine …")
+    add(
+        "image",
+        metavar="IMAGE",
+        nargs="?",
+        help="an image's name: debian, debian:trixie, alpine …; or a disk, .iso or floppy file",
+    )
     add(
         "command",
         metavar="COMMAND",
@@ -34,6 +39,7 @@ def configure(parser: arguments.Parser) -> None:
     _add_process(parser)
     _add_resources(parser)
     _add_privileges(parser)
+    hardware.configure(parser)
 
 
 def _add_walls(parser: arguments.Parser) -> None:
@@ -175,18 +181,19 @@ def _add_privileges(parser: arguments.Parser) -> None:
 
 def build(args: argparse.Namespace) -> dict[str, Any]:
     """The specification. Raises UsageError for options that contradict each other."""
+    image, name = _image_and_name(args)
     isolation = _isolation(args)
     if args.cold and isolation != "vm":
         raise UsageError("--cold is of a virtual machine", hint="add --vm to the command")
-    if args.hardware and isolation != "vm":
+    if args.hardware and isolation != "vm" and args.media is None:
         raise UsageError(
             f"--hardware {args.hardware} is of a virtual machine", hint="add --vm to the command"
         )
     if args.restart and args.rm and args.restart != "no":
         raise UsageError("--rm and --restart contradict each other", hint="leave one of them out")
     said: dict[str, Any] = {
-        "image": args.image,
-        "name": args.name,
+        "image": image,
+        "name": name,
         "isolation": isolation,
         "hardware": args.hardware,
         "system": args.system or None,
@@ -208,8 +215,25 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
         "tty": args.tty or None,
         "auto_remove": args.rm or None,
         "cold": args.cold or None,
+        **hardware.build(args),
     }
     return {key: value for key, value in said.items() if value is not None}
+
+
+def _image_and_name(args: argparse.Namespace) -> tuple[str, str | None]:
+    """``IMAGE COMMAND …``, or with ``--image`` just ``NAME``."""
+    if args.media is None:
+        if args.image is None:
+            raise UsageError("missing: IMAGE", hint="twofold run debian")
+        return hardware.image(args.image), args.name
+    if args.command:
+        raise UsageError(
+            f"with --image comes one word, the name; {args.command[0]!r} is one too many",
+            hint="a machine with an operating system of its own takes no command",
+        )
+    if args.image and args.name:
+        raise UsageError(f"two names: {args.image!r} and {args.name!r}")
+    return hardware.image(args.media), args.image or args.name
 
 
 def _privileges(args: argparse.Namespace) -> dict[str, Any]:

@@ -191,9 +191,9 @@ def _host(paths: Paths) -> Host:
 
 
 def _load_monitor() -> MonitorMain:
-    from twofold.hypervisor import monitor
+    from twofold.hypervisor import monitor_machine
 
-    return monitor.run
+    return monitor_machine.run
 
 
 def _open_init() -> int:

@@ -22,7 +22,7 @@ SHARE_DIR = "/shares"  # a bind per share, at SHARE_DIR/TAG
 _MIB = 1 << 20
 # What QEMU itself may need on top of the guest's memory: translated code, device state, stacks.
 TCG_CODE_BYTES = 256 * _MIB
-_HYPERVISOR_BYTES = 96 * _MIB
+HYPERVISOR_BYTES = 96 * _MIB
 MINIMUM_MEMORY_BYTES = 128 * _MIB
 
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}\Z")
@@ -76,9 +76,14 @@ def build(spec: MachineSpec) -> Machine:
     _check(spec)
     argv = [
         QEMU,
-        *_confinement(spec),
+        *confinement(
+            spec.instance_id,
+            "-no-reboot",
+            # Device state that was saved alone has no section on the machine that it is of.
+            *("-global", "migration.send-configuration=off"),
+        ),
         *_processor_and_memory(spec, profile),
-        *_control(),
+        *control(),
         *_birth(spec),
         *(("-vnc", "none") if profile.has_screen else ()),
         *_disk_backends(),
@@ -98,7 +103,7 @@ def build(spec: MachineSpec) -> Machine:
             OpenFile(name="root", path=spec.root_disk, access="r"),
             OpenFile(name="data", path=spec.data_disk, access="rw"),
         ),
-        overhead_bytes=_HYPERVISOR_BYTES + (TCG_CODE_BYTES if spec.accelerator == "tcg" else 0),
+        overhead_bytes=HYPERVISOR_BYTES + (TCG_CODE_BYTES if spec.accelerator == "tcg" else 0),
     )
 
 
@@ -139,12 +144,12 @@ def _boot_time_flags(spec: MachineSpec) -> list[str]:
     ]
 
 
-def _confinement(spec: MachineSpec) -> list[str]:
+def confinement(instance_id: str, *flags: str) -> list[str]:
+    """What holds QEMU in, whatever it runs: nothing that was not asked for, no further programs."""
     return [
-        *("-name", option(guest=plain(spec.instance_id, "instance id"), **{"debug-threads": "on"})),
-        *("-nodefaults", "-no-user-config", "-no-reboot"),
-        # Device state that was saved alone has no section on the machine that it is of.
-        *("-global", "migration.send-configuration=off"),
+        *("-name", option(guest=plain(instance_id, "instance id"), **{"debug-threads": "on"})),
+        *("-nodefaults", "-no-user-config"),
+        *flags,
         *("-display", "none"),
         *(
             "-sandbox",
@@ -183,7 +188,7 @@ def _birth(spec: MachineSpec) -> list[str]:
     return ["-incoming", "defer"] if spec.birth in ("fork", "copy") else []
 
 
-def _control() -> list[str]:
+def control() -> list[str]:
     """QMP on a socket the sandbox bound, and on one to the monitor itself; nothing listens on TCP
     and there is no HMP. The screen's VNC server has no socket either: ``monitor_screen.py``."""
     return [
@@ -211,6 +216,11 @@ def _disk_backends() -> list[str]:
     return arguments
 
 
+def check_mac(mac: str) -> None:
+    if mac and not _MAC.match(mac):
+        raise InvalidInput(f"MAC address {mac!r} is not six pairs of lower-case hex digits")
+
+
 def _check(spec: MachineSpec) -> None:
     if spec.birth not in ("boot", "template", "fork", "copy"):
         raise InvalidInput(f"birth {spec.birth!r} is none of boot, template, fork, copy")
@@ -226,8 +236,7 @@ def _check(spec: MachineSpec) -> None:
             f"its kernel needs {MINIMUM_MEMORY_BYTES // _MIB} MiB",
             hint=f"--memory {MINIMUM_MEMORY_BYTES // _MIB}m",
         )
-    if spec.mac and not _MAC.match(spec.mac):
-        raise InvalidInput(f"MAC address {spec.mac!r} is not six pairs of lower-case hex digits")
+    check_mac(spec.mac)
     tags = [share.tag for share in spec.shares]
     if len(set(tags)) != len(tags):
         raise InvalidInput(f"share tags are not distinct: {tags!r}")

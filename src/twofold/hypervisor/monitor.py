@@ -40,8 +40,8 @@ _SESSION_LIMIT = 128
 _POWER_OFF_S = 10.0
 _SHARES = "/shares"  # in the jail; a bind per share, named by its tag
 _BACKLOG_LIMIT = 4096
-_SIGRTMIN = 34
-_SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGPWR, _SIGRTMIN + 3, _SIGRTMIN + 4)
+SIGRTMIN = 34
+_SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGPWR, SIGRTMIN + 3, SIGRTMIN + 4)
 _NOT_FORWARDED = {
     signal.SIGKILL,
     signal.SIGSTOP,
@@ -146,6 +146,12 @@ class Monitor(Watcher):
         self._status.setblocking(False)
         self.loop.watch(self._status.fileno(), self._read_status)
         self._clients = Clients(self._control, self.loop, self)
+        self._meet_guest(inner, fds.get("state", -1))
+        if "door-vnc" in fds:
+            Screen(fds["door-vnc"], self._inner, self.loop)
+
+    def _meet_guest(self, inner: socket.socket, state_fd: int) -> None:
+        """QEMU has been started; who is in it says HELLO, or is to be woken up. Takes ``inner``."""
         self._birth = Birth(
             self._vm,
             Events(
@@ -159,9 +165,7 @@ class Monitor(Watcher):
             loop=self.loop,
         )
         self._inner = InnerControl(inner, self.loop, self._birth.qemu_says, self._inner_failed)
-        self._birth.begin(self._inner, fds.get("state", -1), self._size)
-        if "door-vnc" in fds:
-            Screen(fds["door-vnc"], self._inner, self.loop)
+        self._birth.begin(self._inner, state_fd, self._size)
 
     def _inner_failed(self, sentence: str) -> None:
         if not self._ready:  # later nothing but the screen hangs on it

@@ -77,9 +77,9 @@ class MachineParts:
 class Machines(Protocol):
     """The hypervisor room: everything a VM needs before its plan can be made."""
 
-    async def parts(self, operation: Operation) -> MachineParts:
+    async def parts(self, operation: Operation, *, kernel: bool = True) -> MachineParts:
         """Kernel bundle, QEMU's jail, the accelerator that really works; made when missing.
-        ``disk`` is empty."""
+        ``disk`` is empty. Without ``kernel`` so is ``boot``: the machine has its own."""
         ...
 
     async def make_data_disk(self, path: str) -> None: ...

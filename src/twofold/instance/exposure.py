@@ -10,10 +10,19 @@ import os
 from typing import Any
 
 from twofold.errors import TwofoldError
-from twofold.instance import barriers_container, barriers_vm, masks, privileges, vm, witness
+from twofold.instance import (
+    barriers_container,
+    barriers_vm,
+    masks,
+    own_os,
+    privileges,
+    vm,
+    witness,
+)
 from twofold.instance.barriers import Scene
 from twofold.instance.collaborators import Collaborators, MachineParts
 from twofold.instance.container import container_plan
+from twofold.instance.own_os_wall import fitting_of
 from twofold.instance.place import ImageRoot, Place
 from twofold.instance.record import Record
 from twofold.instance.usage import Gauge
@@ -46,6 +55,8 @@ class Exposer:
         """What the next start would give, as far as it shapes the walls."""
         paths = self._rooms.paths
         spec = record.spec
+        if record.has_own_os:
+            return self._next_machine(record)
         if not (spec.system or spec.command or spec.entrypoint):
             spec = spec.model_copy(update={"command": ["/bin/sh"]})
         image = ImageRoot(digest=record.image_digest, config=self._config(record), layers=())
@@ -68,6 +79,31 @@ class Exposer:
         )
         moment = vm.Moment(time=0.0, entropy="")
         return vm.vm_plan(spec, image, record.allocation, place, parts=parts, moment=moment)
+
+    def _next_machine(self, record: Record) -> SandboxPlan:
+        paths = self._rooms.paths
+        directory = paths.instance_dir(record.id)
+        fitting = fitting_of(directory)
+        return own_os.machine_plan(
+            record.spec,
+            record.allocation,
+            Place(
+                directory=directory,
+                run_dir=paths.instance_run(record.id),
+                cgroup=f"{paths.cgroup}/{record.id}",
+                network=record.network,
+            ),
+            parts=MachineParts(
+                jail=paths.cache,
+                boot="",
+                disk="",
+                accelerator=str(record.facts.get("accelerator") or "tcg"),
+                accelerator_reason="",
+                kernel="",
+            ),
+            fitting=fitting,
+            code="" if fitting.firmware == "bios" else fitting.firmware,
+        )
 
     def _config(self, record: Record) -> ImageConfig:
         try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from twofold.errors import IllegalState, InvalidInput, TwofoldError, Unsupported
 from twofold.hypervisor import standstill
-from twofold.instance import ownership, vm
+from twofold.instance import own_os, ownership, vm
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.record import Record
 from twofold.instance.trees import remove_tree
@@ -172,6 +172,10 @@ def _check(parent: Record) -> None:
         raise IllegalState(
             f"{parent.name!r} is {parent.state.value}: only what runs can be forked",
             hint=f"twofold start {parent.name}",
+        )
+    if parent.has_own_os:
+        raise own_os.no_agent(
+            parent.name, "fork", hint=f"twofold create --image {parent.spec.image}"
         )
     if parent.is_vm and parent.spec.volumes:
         raise Unsupported(

@@ -1,8 +1,7 @@
-"""What an image's kind means for an instance: which walls can use it. Pure."""
+"""What an image's kind means for an instance. Pure; which wall can use it says ``own_os``."""
 
-from twofold.errors import InvalidInput, Unsupported
+from twofold.errors import InvalidInput
 from twofold.model.image import Image, ImageKind
-from twofold.model.instance import InstanceSpec, Isolation
 
 _WORDS = {
     ImageKind.DISK: "a hard disk with an operating system of its own",
@@ -22,22 +21,6 @@ def require_root(image: Image) -> None:
             f"image {_shown(image)!r} is {in_words(image.kind)}: no root file system to run from",
             hint="twofold image list shows which images are of kind root",
         )
-
-
-def check(spec: InstanceSpec, image: Image) -> None:
-    """Refuse what the chosen wall cannot run. Raises InvalidInput, Unsupported."""
-    if image.kind is ImageKind.ROOT:
-        return
-    what = f"image {_shown(image)!r} is {in_words(image.kind)}"
-    if spec.isolation is Isolation.CONTAINER:
-        raise InvalidInput(
-            f"{what}: a container has the host's kernel and cannot boot it",
-            hint="give it a machine of its own: --vm",
-        )
-    raise Unsupported(
-        f"{what}: machines that boot an operating system of their own are not made yet",
-        hint="twofold image list shows which images are of kind root",
-    )
 
 
 def _shown(image: Image) -> str:

@@ -18,11 +18,11 @@ from typing import Any
 from twofold.errors import NoSpace, NotFound, RuntimeFailed, TwofoldError
 from twofold.instance import restart_policy, states
 from twofold.instance.collaborators import Collaborators
-from twofold.instance.place import Place, hostname_of
+from twofold.instance.place import ImageRoot, Place, hostname_of
 from twofold.instance.process import main_process, signal_name
 from twofold.instance.record import Record, now
 from twofold.instance.trees import remove_tree
-from twofold.instance.walls import Planned, Wall
+from twofold.instance.walls import Planned, Wall, word_of
 from twofold.model.image import ImageConfig
 from twofold.model.instance import State
 from twofold.operations import Operation, StepHandle
@@ -34,7 +34,7 @@ log = logging.getLogger("twofold.instance")
 
 
 class Lifecycle:
-    """The verbs on one record. ``walls`` by isolation word."""
+    """The verbs on one record. ``walls`` by the words of ``walls.word_of``."""
 
     def __init__(self, rooms: Collaborators, walls: dict[str, Wall]) -> None:
         self._rooms = rooms
@@ -45,7 +45,7 @@ class Lifecycle:
         self._said: set[str] = set()
 
     def wall(self, record: Record) -> Wall:
-        return self._walls[record.spec.isolation.value]
+        return self._walls[word_of(record.spec)]
 
     # -- start --------------------------------------------------------------------------------
 
@@ -97,7 +97,9 @@ class Lifecycle:
     async def _start_steps(
         self, record: Record, operation: Operation, undo: AsyncExitStack, ticket: str
     ) -> tuple[dict[str, Any], Planned]:
-        image = await self._rooms.images.root(record.image_digest, operation)
+        image = ImageRoot(digest=record.image_digest, config=ImageConfig(), layers=())
+        if not record.has_own_os:
+            image = await self._rooms.images.root(record.image_digest, operation)
         await self._renew_address(record)
         place = await self._place(record, ticket)
         planned = await self.wall(record).plan(record, image, place, operation)
@@ -402,7 +404,8 @@ class Lifecycle:
 
 
 def _say_booting(step: StepHandle, planned: Planned) -> None:
-    step.progress(None, f"kernel {planned.facts.get('kernel', '')}".strip())
+    kernel = planned.facts.get("kernel")
+    step.progress(None, f"kernel {kernel}" if kernel else "its own operating system")
 
 
 def _guest_facts(said: dict[str, Any]) -> dict[str, Any]:

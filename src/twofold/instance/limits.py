@@ -16,7 +16,7 @@ from twofold.instance.collaborators import Collaborators
 from twofold.instance.facts import write_facts
 from twofold.instance.record import Record
 from twofold.instance.usage import Gauge
-from twofold.instance.walls import Live, Wall
+from twofold.instance.walls import Live, Wall, word_of
 from twofold.model.instance import InstanceChange
 from twofold.operations import Operation
 
@@ -46,7 +46,7 @@ class Limits:
             states.check("set", record.state, record.name)
             before = record.spec
             spec = before.model_copy(update=changes)
-            wall = self._walls[spec.isolation.value]
+            wall = self._walls[word_of(spec)]
             wall.check(spec)
             if spec.auto_remove and spec.restart != "no":
                 raise Conflict(
@@ -75,7 +75,7 @@ class Limits:
 
         Never a reason not to adopt it.
         """
-        wall = self._walls[record.spec.isolation.value]
+        wall = self._walls[word_of(record.spec)]
         live = wall.live(record, record.spec).limits
         try:
             await wall.apply(record, live, self._run_dir(record))

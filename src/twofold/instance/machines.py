@@ -7,7 +7,8 @@ what the probe measured, never what a device node promises.
 import asyncio
 from typing import Any
 
-from twofold.hypervisor import errand, jail, kernel, kvm_probe, qmp
+from twofold.hypervisor import errand, jail, kvm_probe, qmp
+from twofold.hypervisor import kernel as bundles
 from twofold.instance.collaborators import MachineParts
 from twofold.model.paths import Paths
 from twofold.operations import Operation, in_thread
@@ -22,7 +23,7 @@ class MachineShop:
         self._one_at_a_time = asyncio.Lock()
         self._kvm: kvm_probe.KvmProbe | None = None
 
-    async def parts(self, operation: Operation) -> MachineParts:
+    async def parts(self, operation: Operation, *, kernel: bool = True) -> MachineParts:
         """Quick when all is there: three looks at the disk. Raises Unsupported without QEMU."""
         async with self._one_at_a_time:
             jail_dir = await in_thread(
@@ -31,12 +32,14 @@ class MachineShop:
                 lambda tell: jail.ensure(self._paths.cache, tell),
                 quick=True,
             )
-            bundle = await in_thread(
-                operation,
-                "Preparing the guest kernel",
-                lambda tell: kernel.ensure(self._paths.kernels, tell),
-                quick=True,
-            )
+            bundle = None
+            if kernel:
+                bundle = await in_thread(
+                    operation,
+                    "Preparing the guest kernel",
+                    lambda tell: bundles.ensure(self._paths.kernels, tell),
+                    quick=True,
+                )
             if self._kvm is None:
                 cache = f"{self._paths.cache}/kvm.json"
                 self._kvm = await asyncio.to_thread(kvm_probe.probe, cache)
@@ -46,11 +49,11 @@ class MachineShop:
                     )
         return MachineParts(
             jail=jail_dir,
-            boot=bundle.directory,
+            boot=bundle.directory if bundle else "",
             disk="",
             accelerator="kvm" if self._kvm.usable else "tcg",
             accelerator_reason=self._kvm.reason,
-            kernel=bundle.release,
+            kernel=bundle.release if bundle else "",
         )
 
     async def make_data_disk(self, path: str) -> None:

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from twofold.errors import Conflict, NoSpace, TwofoldError
-from twofold.instance import kinds, names
+from twofold.instance import names, own_os
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.exposure import Exposer
 from twofold.instance.facts import write_facts
@@ -22,12 +22,13 @@ from twofold.instance.forking import Forks
 from twofold.instance.lifecycle import Lifecycle
 from twofold.instance.limits import Limits
 from twofold.instance.opening import Opening
+from twofold.instance.own_os_wall import OwnOsWall
 from twofold.instance.process import arguments, environment, working_dir
 from twofold.instance.record import Record
 from twofold.instance.sessions import Sessions
 from twofold.instance.templates import TemplateDesk
 from twofold.instance.usage import Gauge
-from twofold.instance.walls import ContainerWall, VmWall, Wall, make_directory
+from twofold.instance.walls import ContainerWall, VmWall, Wall, make_directory, word_of
 from twofold.model.image import Image
 from twofold.model.instance import InstanceSpec, State
 from twofold.operations import Operation
@@ -51,6 +52,7 @@ class InstanceManager:
         walls: dict[str, Wall] = {
             "container": ContainerWall(rooms.keeper),
             "vm": VmWall(rooms.keeper, rooms.images, rooms.machines, self.templates),
+            "own-os": OwnOsWall(rooms.keeper, rooms.images, rooms.machines),
         }
         self.rooms = rooms
         self.records = rooms.records
@@ -81,19 +83,21 @@ class InstanceManager:
 
     async def create(self, spec: InstanceSpec, operation: Operation) -> Record:
         """A new instance, not started. Nothing is left of it when this fails."""
-        wall = self.walls[spec.isolation.value]
-        wall.check(spec)
         self._check_ports(spec)
         await self._free_name(spec.name)
         image = await self.rooms.images.ensure(spec.image, operation)
-        kinds.check(spec, image)
+        spec = own_os.settle(spec, image)
+        wall = self.walls[word_of(spec)]
+        wall.check(spec)
         _check_process(spec, image)
         async with AsyncExitStack() as undo:
             record = await self._allocate(spec, image)
             undo.push_async_callback(self.lifecycle.erase, record)
             directory = self.rooms.paths.instance_dir(record.id)
             try:
-                await make_directory(record, wall, directory)
+                facts = await make_directory(record, wall, directory, operation)
+                if facts:
+                    await self.records.save(record, facts=facts)
                 write_facts(record, directory)
             except OSError as error:
                 raise _no_room(error, directory) from error

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from twofold.errors import IllegalState, NotFound
-from twofold.instance import states
+from twofold.instance import own_os, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.lifecycle import Lifecycle
 from twofold.instance.place import Place
@@ -25,6 +25,8 @@ class Opening:
     @asynccontextmanager
     async def opened(self, record: Record) -> AsyncIterator[None]:
         """While the block runs, the keeper can copy out of ``record`` and into it."""
+        if record.has_own_os:
+            raise own_os.no_agent(record.name, "copy files of")
         if record.active:
             states.check("copy", record.state, record.name)
             yield

@@ -41,7 +41,12 @@ _SIGNAL = re.compile(r"^(SIG)?[A-Z][A-Z0-9]{1,9}([+-][0-9]{1,2})?$|^[1-9][0-9]?$
 
 
 def arguments(spec: InstanceSpec, config: ImageConfig) -> tuple[str, ...]:
-    """The argument vector. Refuses an empty one, and a command beside ``--system``."""
+    """The argument vector. Refuses an empty one, and a command beside ``--system``.
+
+    A machine with an operating system of its own has none.
+    """
+    if spec.media != "root":
+        return ()
     if spec.system:
         if spec.command or spec.entrypoint:
             raise InvalidInput(

@@ -93,6 +93,11 @@ class Record:
         return self.spec.isolation.value == "vm"
 
     @property
+    def has_own_os(self) -> bool:
+        """Whether it boots an operating system of its own, with no agent of ours in it."""
+        return self.spec.media != "root"
+
+    @property
     def active(self) -> bool:
         """Whether a sandbox belongs to it now."""
         return self.state not in (State.CREATED, State.STOPPED)

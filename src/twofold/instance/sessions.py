@@ -23,7 +23,7 @@ from twofold.errors import (
     Unavailable,
     from_dict,
 )
-from twofold.instance import states
+from twofold.instance import own_os, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.opening import Opening
 from twofold.instance.process import absolute, exec_process, signal_name
@@ -187,6 +187,8 @@ class Sessions:
 
     def _process(self, record: Record, request: ExecRequest) -> plan.Process:
         states.check("exec", record.state, record.name)
+        if record.has_own_os:
+            raise own_os.no_agent(record.name, "run a command in")
         if record.main is None:
             raise RuntimeFailed(f"{record.name!r} has no main process", hint="restart it")
         return exec_process(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from twofold.errors import GuestFailed, IllegalState, TwofoldError
-from twofold.instance import states
+from twofold.instance import own_os, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.record import Record, now
 from twofold.linux import procfs
@@ -63,7 +63,7 @@ class Gauge:
         """One sample. Counters only grow while it runs; rates are the difference of two."""
         states.check("stats", record.state, record.name)
         use = await asyncio.to_thread(self._measure, record)
-        if not record.is_vm or record.state is not State.RUNNING:
+        if not record.is_vm or record.has_own_os or record.state is not State.RUNNING:
             return use
         try:
             said = await self._rooms.machines.errand(self._run_dir(record), "usage")
@@ -112,6 +112,8 @@ class Gauge:
     async def processes(self, record: Record) -> list[ProcessInfo]:
         """What runs inside, oldest first, with the numbers that are true inside."""
         states.check("top", record.state, record.name)
+        if record.has_own_os:
+            raise own_os.no_agent(record.name, "list the processes of")
         if record.is_vm:
             if record.state is State.PAUSED:
                 raise IllegalState(

@@ -118,7 +118,7 @@ def vm_plan(
             memory_bytes=memory + built.overhead_bytes + memory // 8,
             pids=QEMU_PIDS,
         ),
-        process=_qemu_process(built.argv, tty=spec.tty),
+        process=qemu_process(built.argv, tty=spec.tty),
         network=place.network,
         stdio=stdio_of(spec, place),
         run_dir=place.run_dir,
@@ -149,7 +149,7 @@ def doors(hardware: str) -> tuple[str, ...]:
     return ("serial", "vnc") if profiles.get(hardware).has_screen else ("serial",)
 
 
-def _qemu_process(argv: tuple[str, ...], *, tty: bool) -> Process:
+def qemu_process(argv: tuple[str, ...], *, tty: bool) -> Process:
     return Process(
         argv=argv,
         env=("PATH=/usr/bin:/bin",),
@@ -162,7 +162,8 @@ def _qemu_process(argv: tuple[str, ...], *, tty: bool) -> Process:
     )
 
 
-def _mounts(spec: InstanceSpec, parts: MachineParts) -> tuple[Mount, ...]:
+def jail_mounts(accelerator: str) -> tuple[Mount, ...]:
+    """What every jailed QEMU sees beside its own files."""
     plain = ("nosuid", "nodev", "noexec")
     mounts = [
         Mount(
@@ -173,12 +174,20 @@ def _mounts(spec: InstanceSpec, parts: MachineParts) -> tuple[Mount, ...]:
         ),
         Mount(kind="proc", source="proc", target="/proc", options=plain),
         Mount(kind="tmpfs", source="tmpfs", target="/tmp", options=(*plain, "mode=1777")),
-        Mount(kind="bind", source=parts.boot, target="/boot", options=(*plain, "ro")),
     ]
-    if parts.accelerator == "kvm":
+    if accelerator == "kvm":
         mounts.append(
             Mount(kind="bind", source="/dev/kvm", target="/dev/kvm", options=("nosuid", "noexec"))
         )
+    return tuple(mounts)
+
+
+def _mounts(spec: InstanceSpec, parts: MachineParts) -> tuple[Mount, ...]:
+    plain = ("nosuid", "nodev", "noexec")
+    mounts = [
+        *jail_mounts(parts.accelerator),
+        Mount(kind="bind", source=parts.boot, target="/boot", options=(*plain, "ro")),
+    ]
     if spec.volumes:
         mounts.append(
             Mount(

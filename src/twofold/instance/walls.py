@@ -1,4 +1,4 @@
-"""The two walls as the lifecycle sees them: provision, plan, pause, resume. One class each.
+"""The walls as the lifecycle sees them: provision, plan, pause, resume. One class each.
 
 A wall decides what files an instance has and how its plan is made; everything else (network,
 keeper, states, restarts) is the same for both and written once in ``lifecycle.py``.
@@ -43,7 +43,12 @@ class Wall(Protocol):
         """Refuse, before anything is made, what this wall cannot do."""
         ...
 
-    async def provision(self, record: Record, directory: str) -> None: ...
+    async def provision(
+        self, record: Record, directory: str, operation: Operation
+    ) -> dict[str, Any]:
+        """Make its files; what there is to say of it before it has ever run."""
+        ...
+
     async def plan(
         self, record: Record, image: ImageRoot, place: Place, operation: Operation
     ) -> Planned: ...
@@ -75,10 +80,13 @@ class ContainerWall:
                 hint="add --vm, or boot the host with systemd.unified_cgroup_hierarchy=1",
             )
 
-    async def provision(self, record: Record, directory: str) -> None:
+    async def provision(
+        self, record: Record, directory: str, operation: Operation
+    ) -> dict[str, Any]:
         for name in ("upper", "work"):
             os.mkdir(f"{directory}/{name}", 0o755)
             os.chown(f"{directory}/{name}", record.id_base, record.id_base)
+        return {}
 
     async def plan(
         self, record: Record, image: ImageRoot, place: Place, operation: Operation
@@ -139,8 +147,11 @@ class VmWall:
                     hint=f"-v {os.path.dirname(volume.source)}:DIR, or twofold cp",
                 )
 
-    async def provision(self, record: Record, directory: str) -> None:
+    async def provision(
+        self, record: Record, directory: str, operation: Operation
+    ) -> dict[str, Any]:
         await self._machines.make_data_disk(f"{directory}/data.img")
+        return {}
 
     async def plan(
         self, record: Record, image: ImageRoot, place: Place, operation: Operation
@@ -259,8 +270,15 @@ def check_init(image: ImageRoot, name: str) -> None:
     )
 
 
-async def make_directory(record: Record, wall: Wall, directory: str) -> None:
+def word_of(spec: InstanceSpec) -> str:
+    """Which of the walls an instance has."""
+    return "own-os" if spec.media != "root" else spec.isolation.value
+
+
+async def make_directory(
+    record: Record, wall: Wall, directory: str, operation: Operation
+) -> dict[str, Any]:
     """The instance's own directory with what its wall keeps there. Undone by the caller."""
     os.mkdir(directory, 0o711)
     os.mkdir(f"{directory}/logs", 0o700)
-    await wall.provision(record, directory)
+    return await wall.provision(record, directory, operation)

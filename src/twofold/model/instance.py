@@ -69,6 +69,29 @@ class Device(Strict):
     access: Annotated[str, StringConstraints(pattern=r"^r?w?m?$", min_length=1)] = "rw"
 
 
+class DiskWish(Strict):
+    """One more disk of a machine with an OS of its own: exactly one of the three."""
+
+    size_bytes: int | None = Field(default=None, ge=1 << 20, description="an empty disk")
+    image: Line | None = Field(default=None, description="a copy of a disk image")
+    device: Annotated[str, StringConstraints(pattern=r"^/dev/[^\x00\n\r]+$")] | None = Field(
+        default=None, description="a block device of the host, written to directly"
+    )
+
+
+class HostDevice(Strict):
+    """A device of the host that a machine gets to itself."""
+
+    bus: Annotated[str, StringConstraints(pattern=r"^(usb|pci)$")]
+    address: Annotated[
+        str,
+        StringConstraints(
+            pattern=r"^([0-9a-f]{4}:[0-9a-f]{4}|[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])$"
+        ),
+    ] = Field(description="usb: VENDOR:PRODUCT; pci: DOMAIN:BUS:SLOT.FUNCTION")
+
+
+BootFrom = Annotated[str, StringConstraints(pattern=r"^(disk|cdrom|floppy|network)$")]
 Ulimit = Annotated[int, Field(ge=-1, lt=1 << 63)]
 Cpus = Annotated[float, Field(gt=0, le=4096)]
 MemoryBytes = Annotated[int, Field(ge=4 << 20)]
@@ -118,6 +141,21 @@ class InstanceSpec(Strict):
     tty: bool = False
     auto_remove: bool = False
     cold: bool = Field(default=False, description="boot it, even where a template fits")
+    media: Annotated[str, StringConstraints(pattern=r"^(root|disk|cdrom|floppy)$")] = Field(
+        default="root",
+        description="what kind of image it was made from, as the daemon saw; all but root are "
+        "machines with an operating system of their own",
+    )
+    disks: list[DiskWish] = Field(default_factory=list, max_length=16)
+    cdrom: list[Line] = Field(default_factory=list, max_length=4, description="images")
+    floppy: Line | None = Field(default=None, description="an image")
+    boot: list[BootFrom] = Field(
+        default_factory=list, max_length=4, description="tried in this order; empty: as it is made"
+    )
+    os: Line | None = Field(default=None, examples=["win11"], description="in place of a guess")
+    firmware: Annotated[str, StringConstraints(pattern=r"^(auto|bios|uefi|uefi-secure)$")] = "auto"
+    tpm: bool | None = Field(default=None, description="null: as the operating system needs it")
+    host_devices: list[HostDevice] = Field(default_factory=list, max_length=8)
 
 
 class InstanceChange(Strict):

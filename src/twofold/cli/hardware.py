@@ -1,0 +1,141 @@
+"""The options of machines with an operating system of their own: drives, firmware, host devices.
+
+Pure: from words to the JSON of the specification. A file here is named by its absolute path: the
+daemon, which may have another directory, imports it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from twofold.cli import arguments
+from twofold.cli.arguments import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+BOOT = ("disk", "cdrom", "floppy", "network")
+FIRMWARE = ("auto", "bios", "uefi", "uefi-secure")
+_SUFFIXES = (
+    *(".iso", ".img", ".ima", ".flp", ".raw", ".qcow2", ".qcow", ".vmdk", ".vdi", ".vhd"),
+    *(".vhdx", ".vfd", ".dsk", ".bin"),
+)
+
+
+def configure(parser: arguments.Parser) -> None:
+    group = parser.add_argument_group("a machine with an operating system of its own")
+    add = group.add_argument
+    add(
+        "--image",
+        dest="media",
+        metavar="IMAGE",
+        help="a disk, disc (.iso) or floppy, by name or as a file; the first word is then NAME",
+    )
+    add(
+        "--disk",
+        action="append",
+        default=[],
+        metavar="DISK",
+        help="one more disk: empty (64g), image:NAME or a device (/dev/sdX); repeatable",
+    )
+    add(
+        "--cdrom",
+        action="append",
+        default=[],
+        metavar="IMAGE",
+        help="a disc in a CD drive, by name or as a file; repeatable",
+    )
+    add("--floppy", metavar="IMAGE", help="a disk in a floppy drive, by name or as a file")
+    add(
+        "--boot",
+        type=boot_order,
+        metavar="KIND,…",
+        help="what is tried, in order: disk, cdrom, floppy, network; nothing else is then",
+    )
+    add("--os", metavar="ID", help="which system it is, in place of a guess: twofold os list")
+    add("--firmware", choices=FIRMWARE, help="default: as the system needs it")
+    add("--tpm", choices=("on", "off"), help="a TPM 2.0; default: as the system needs it")
+    add(
+        "--usb",
+        action="append",
+        default=[],
+        metavar="VENDOR:PRODUCT",
+        help="a USB device of the host for this machine alone; repeatable",
+    )
+    add(
+        "--pci",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="a PCI device of the host, by VFIO; repeatable",
+    )
+
+
+def build(args: argparse.Namespace) -> dict[str, Any]:
+    """Of the specification; the image and the name are the caller's."""
+    devices = [_usb(text) for text in args.usb] + [_pci(text) for text in args.pci]
+    return {
+        "disks": [disk(text) for text in args.disk] or None,
+        "cdrom": [image(text) for text in args.cdrom] or None,
+        "floppy": image(args.floppy) if args.floppy else None,
+        "boot": args.boot,
+        "os": args.os,
+        "firmware": args.firmware,
+        "tpm": None if args.tpm is None else args.tpm == "on",
+        "host_devices": devices or None,
+    }
+
+
+def image(text: str) -> str:
+    """An image's name as it is; a file, by its absolute path."""
+    named_as_file = text.startswith(("/", "./", "../", "~/")) or text.lower().endswith(_SUFFIXES)
+    path = os.path.abspath(os.path.expanduser(text))
+    return path if named_as_file and os.path.isfile(path) else text
+
+
+def disk(text: str) -> dict[str, Any]:
+    if text.startswith("/dev/"):
+        return {"device": text}
+    if text.startswith("image:"):
+        return {"image": image(text.removeprefix("image:"))}
+    try:
+        return {"size_bytes": arguments.size(text)}
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(
+            f"disk: {error}", hint="--disk 64g, --disk image:NAME or --disk /dev/sdX"
+        ) from None
+
+
+def boot_order(text: str) -> list[str]:
+    words = text.split(",")
+    for word in words:
+        if word not in BOOT:
+            raise argparse.ArgumentTypeError(f"cannot boot from {word!r}: {', '.join(BOOT)}")
+    if len(set(words)) != len(words):
+        raise argparse.ArgumentTypeError(f"boot order {text!r} names something twice")
+    return words
+
+
+def _usb(text: str) -> dict[str, str]:
+    vendor, colon, product = text.lower().partition(":")
+    if not colon or not all(len(one) == 4 and _is_hex(one) for one in (vendor, product)):
+        raise UsageError(
+            f"USB device {text!r} is not VENDOR:PRODUCT, four hex digits each", hint="lsusb"
+        )
+    return {"bus": "usb", "address": f"{vendor}:{product}"}
+
+
+def _pci(text: str) -> dict[str, str]:
+    address = text.lower()
+    if address.count(":") == 1:
+        address = f"0000:{address}"
+    parts = address.replace(".", ":").split(":")
+    if [len(part) for part in parts] != [4, 2, 2, 1] or not all(map(_is_hex, parts)):
+        raise UsageError(f"PCI address {text!r} is not like 01:00.0", hint="lspci -D")
+    return {"bus": "pci", "address": address}
+
+
+def _is_hex(text: str) -> bool:
+    return bool(text) and all(letter in "0123456789abcdef" for letter in text)

@@ -1,0 +1,176 @@
+"""What each kind of device is on QEMU's command line, for machines with an OS of their own.
+
+One table per kind: a new model is one row. ``emulated`` is what operating systems brought drivers
+for before there were virtual machines, ``virtio`` what is made for them. Pure data.
+"""
+
+from dataclasses import dataclass, replace
+
+from twofold.errors import InvalidInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskBus:
+    """``controllers`` are plugged in once; ``{index}`` counts disks and CD drives together.
+
+    ``room`` is how many of them fit. A bus without CD drives leaves them to ``cdrom_bus``.
+    """
+
+    controllers: dict[str, tuple[str, ...]]  # by board
+    disk: dict[str, str]  # by board; "" is not to be had
+    cdrom: dict[str, str]
+    room: int
+    virtio: bool = False
+
+
+_NO_CONTROLLER: dict[str, tuple[str, ...]] = {"pc": (), "q35": ()}
+_AHCI = ("ich9-ahci,id=ahci",)
+
+DISK_BUSES: dict[str, DiskBus] = {
+    # The PIIX of the board: two channels with two devices each. The q35 board has no such chip.
+    "ide": DiskBus(
+        controllers={"pc": ()},
+        disk={"pc": "ide-hd,bus=ide.{channel},unit={unit}"},
+        cdrom={"pc": "ide-cd,bus=ide.{channel},unit={unit}"},
+        room=4,
+    ),
+    # The ICH9 of the q35 board is one; a pc board gets one plugged in.
+    "ahci": DiskBus(
+        controllers={"pc": _AHCI, "q35": ()},
+        disk={"pc": "ide-hd,bus=ahci.{index}", "q35": "ide-hd,bus=ide.{index}"},
+        cdrom={"pc": "ide-cd,bus=ahci.{index}", "q35": "ide-cd,bus=ide.{index}"},
+        room=6,
+    ),
+    "virtio-blk": DiskBus(
+        controllers=_NO_CONTROLLER,
+        disk={"pc": "virtio-blk-pci", "q35": "virtio-blk-pci"},
+        cdrom={},
+        room=16,
+        virtio=True,
+    ),
+    "virtio-scsi": DiskBus(
+        controllers={
+            "pc": ("virtio-scsi-pci,id=scsi",),
+            "q35": ("virtio-scsi-pci,id=scsi",),
+        },
+        disk={"pc": "scsi-hd,bus=scsi.0", "q35": "scsi-hd,bus=scsi.0"},
+        cdrom={"pc": "scsi-cd,bus=scsi.0", "q35": "scsi-cd,bus=scsi.0"},
+        room=16,
+        virtio=True,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nic:
+    """``boot_rom`` is what boots from the network; without ``network`` in the order it is off."""
+
+    device: str
+    boot_rom: str
+    virtio: bool = False
+
+
+NICS: dict[str, Nic] = {
+    "e1000": Nic(device="e1000", boot_rom="efi-e1000.rom"),
+    "e1000e": Nic(device="e1000e", boot_rom="efi-e1000e.rom"),
+    "rtl8139": Nic(device="rtl8139", boot_rom="efi-rtl8139.rom"),
+    "ne2k_pci": Nic(device="ne2k_pci", boot_rom="efi-ne2k_pci.rom"),
+    "pcnet": Nic(device="pcnet", boot_rom="efi-pcnet.rom"),
+    "virtio-net": Nic(device="virtio-net-pci", boot_rom="efi-virtio.rom", virtio=True),
+}
+
+VIDEOS: dict[str, str] = {"std": "VGA", "cirrus": "cirrus-vga", "virtio": "virtio-vga"}
+
+USB_CONTROLLERS: dict[str, str] = {
+    "none": "",
+    "uhci": "piix3-usb-uhci,id=usb",
+    "xhci": "qemu-xhci,id=usb",
+}
+
+# Beside the PS/2 keyboard and mouse of the board. A tablet tells where the pointer is, so that a
+# screen far away and the guest agree about it.
+INPUTS: dict[str, tuple[str, ...]] = {
+    "ps2": (),
+    "usb-tablet": ("usb-tablet,bus=usb.0",),
+    "virtio": ("virtio-keyboard-pci", "virtio-tablet-pci"),
+}
+# The plain x86-64 of 2003, for what stumbles over anything newer; else all that there is.
+BASELINE_CPU = "qemu64"
+CPUS = ("full", "baseline")
+BOARDS = ("pc", "q35")
+FIRMWARES = ("bios", "uefi", "uefi-secure")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """The models of one machine, each a word of a table above."""
+
+    board: str = "pc"
+    disk_bus: str = "ide"
+    cdrom_bus: str = "ide"
+    nic: str = "e1000"
+    video: str = "std"
+    usb: str = "none"
+    inputs: str = "ps2"
+    clock: str = "utc"  # utc | localtime
+    cpu: str = "full"
+    acpi: bool = True
+    hpet: bool = True
+    rng: bool = False
+    balloon: bool = False
+    agent_port: bool = False  # a virtio serial port for qemu-guest-agent
+
+    @property
+    def vnet_header(self) -> bool:
+        return NICS[self.nic].virtio
+
+
+# What an operating system finds that nobody knows: the chips that most have had drivers for.
+UNKNOWN = Hardware()
+VIRTIO = Hardware(
+    board="q35",
+    disk_bus="virtio-blk",
+    cdrom_bus="ahci",
+    nic="virtio-net",
+    video="virtio",
+    inputs="virtio",
+    rng=True,
+    balloon=True,
+    agent_port=True,
+)
+
+
+def check(hardware: Hardware) -> None:
+    """Every word is one of the tables, and the board takes it. Raises InvalidInput."""
+    for word, known, what in (
+        (hardware.board, BOARDS, "board"),
+        (hardware.disk_bus, DISK_BUSES, "disk bus"),
+        (hardware.cdrom_bus, DISK_BUSES, "CD-ROM bus"),
+        (hardware.nic, NICS, "network card"),
+        (hardware.video, VIDEOS, "video card"),
+        (hardware.usb, USB_CONTROLLERS, "USB controller"),
+        (hardware.inputs, INPUTS, "input device"),
+        (hardware.cpu, CPUS, "processor"),
+        (hardware.clock, ("utc", "localtime"), "clock"),
+    ):
+        if word not in known:
+            raise InvalidInput(f"{what} {word!r} is none of {', '.join(known)}")
+    if hardware.inputs == "usb-tablet" and hardware.usb == "none":
+        raise InvalidInput("a usb-tablet needs a USB controller: uhci or xhci")
+    if not DISK_BUSES[hardware.disk_bus].disk.get(hardware.board):
+        raise InvalidInput(f"a {hardware.board} board has no {hardware.disk_bus} disks")
+    if not DISK_BUSES[hardware.cdrom_bus].cdrom.get(hardware.board):
+        raise InvalidInput(f"a {hardware.board} board has no {hardware.cdrom_bus} CD drives")
+
+
+def on_board(hardware: Hardware, board: str) -> Hardware:
+    """The same on another board (UEFI's System Management Mode wants q35): IDE becomes AHCI."""
+    if board == hardware.board:
+        return hardware
+    wanted = {"ide": "ahci"} if board == "q35" else {}
+    return replace(
+        hardware,
+        board=board,
+        disk_bus=wanted.get(hardware.disk_bus, hardware.disk_bus),
+        cdrom_bus=wanted.get(hardware.cdrom_bus, hardware.cdrom_bus),
+    )
