@@ -1,5 +1,6 @@
 """Media → systems, against the distribution's own database and our additions."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,3 +120,13 @@ def test_every_shipped_medium_of_ours_is_found_again(library: Library) -> None:
     """A pattern of ours that a more general one of the database swallows would be useless."""
     for name in ("openbsd7.8", "freebsd14.3", "netbsd10.0", "freedos1.3", "openbsd2.8"):
         assert library.find(name).id == name
+
+
+@pytest.mark.parametrize("letters", ["A", " ", "1", "A1_", "Debian 1", "OpenBSD/amd64 ", "(a"])
+def test_a_strangers_text_costs_little(library: Library, letters: str) -> None:
+    """All patterns of the database against text made to be nearly right, as long as it may be."""
+    text = (letters * 200)[:4096]
+    facts = Facts(volume_id=text, system_id=text, publisher_id=text, application_id=text)
+    began_s = time.process_time()
+    library.identify(facts)
+    assert time.process_time() - began_s < 1.0

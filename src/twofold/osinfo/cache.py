@@ -1,7 +1,7 @@
 """What was read, in one file: 0.02 s instead of 0.2 s for the next process that asks.
 
-The file lies in a directory of root's alone and is believed only when its key, which is made of
-every source file's path, size and time of change and of this format's number, is the same.
+The file lies in a directory of root's alone and is believed only when its key is the same. That is
+made of path, size and time of change of every file read, and of the code that reads them.
 """
 
 import hashlib
@@ -11,12 +11,22 @@ import tempfile
 
 from twofold.osinfo.system import Records
 
-_FORMAT = 1
 _NAME = "osinfo.json"
+_CODE = tuple(
+    os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+    for name in ("reading.py", "devices.py")
+)
 
 
 def key(stamp: str) -> str:
-    return hashlib.sha256(f"{_FORMAT}\n{stamp}".encode("utf-8", "surrogateescape")).hexdigest()
+    made = hashlib.sha256(stamp.encode("utf-8", "surrogateescape"))
+    for path in _CODE:
+        try:
+            seen = os.stat(path)
+        except OSError:  # a package of bytecode alone
+            continue
+        made.update(f"{seen.st_size} {seen.st_mtime_ns}".encode())
+    return made.hexdigest()
 
 
 def load(directory: str, key: str) -> tuple[Records, list[str]] | None:

@@ -123,6 +123,8 @@ class Library:
             return self._records
 
     def _hint(self, name: str) -> str:
+        if not any(PACKAGED in record["origins"] for record in self._records.values()):
+            return "the database osinfo-db is not installed: twofold doctor"
         from difflib import get_close_matches
 
         near = get_close_matches(name.lower(), list(self._by_name), n=3, cutoff=0.7)

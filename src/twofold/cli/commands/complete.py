@@ -70,7 +70,7 @@ def candidates(before: list[str], current: str, root: str | None) -> Iterator[tu
         action = actions.get(word)
         if action is not None and action.nargs != 0:
             if index == len(rest) - 1:
-                yield from ((str(choice), "") for choice in action.choices or ())
+                yield from _values_for(action, root)
                 return
             index += 1
         elif not word.startswith("-"):
@@ -105,6 +105,14 @@ def _verbs(current: str) -> Iterator[tuple[str, str]]:
             )
 
 
+def _values_for(action: argparse.Action, root: str | None) -> Iterator[tuple[str, str]]:
+    """Candidates for the value of an option."""
+    if action.metavar == "OS":
+        for system in Client(Paths(root), launch=False).call("GET", url("os")):
+            yield system["id"], system["name"]
+    yield from ((str(choice), "") for choice in action.choices or ())
+
+
 def _words_for(action: argparse.Action, verb: str, root: str | None) -> Iterator[tuple[str, str]]:
     if action.choices:
         yield from ((str(choice), "") for choice in action.choices)
@@ -114,8 +122,7 @@ def _words_for(action: argparse.Action, verb: str, root: str | None) -> Iterator
         for image in client.call("GET", url("images")):
             yield from ((name, "image") for name in image["names"])
     elif action.metavar == "OS":
-        for system in client.call("GET", url("os")):
-            yield system["id"], system["name"]
+        yield from _values_for(action, root)
     elif action.metavar == "KEY":
         for template in client.call("GET", url("templates")):
             yield template["key"], template["shape"]["image"]

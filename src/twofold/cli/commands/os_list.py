@@ -36,6 +36,11 @@ def run(args: argparse.Namespace) -> int:
     systems = Client(Paths(args.root)).call("GET", url("os", pattern=pattern))
     if not systems and pattern:
         raise NotFound(f"no operating system matches {pattern!r}", hint="twofold os list")
+    if not pattern and not any("osinfo-db" in one["origins"] for one in systems):
+        output.warn(
+            "the database osinfo-db is not installed: these are Twofold's own additions",
+            hint="twofold doctor",
+        )
     if args.json:
         output.write_json(systems)
     elif args.quiet:
