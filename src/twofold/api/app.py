@@ -7,7 +7,16 @@ from starlette.exceptions import HTTPException
 from twofold import __version__
 from twofold.api import replies
 from twofold.api.limits import Limits
-from twofold.api.routes import guest_os, host, images, instances, operations, payload, templates
+from twofold.api.routes import (
+    guest_os,
+    host,
+    images,
+    instances,
+    operations,
+    payload,
+    screen,
+    templates,
+)
 from twofold.api.services import Services
 from twofold.errors import TwofoldError
 
@@ -36,6 +45,7 @@ def create_app(services: Services) -> FastAPI:
     app.add_exception_handler(RequestValidationError, replies.on_invalid)
     app.add_exception_handler(HTTPException, replies.on_http_error)
     app.add_exception_handler(Exception, replies.on_bug)
-    for module in (host, instances, payload, images, templates, guest_os, operations):
+    nouns = (host, instances, payload, screen, images, templates, guest_os, operations)
+    for module in nouns:
         app.include_router(module.router, prefix="/v1")
     return app

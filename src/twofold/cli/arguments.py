@@ -110,7 +110,11 @@ class Parser(argparse.ArgumentParser):
         if self.words_before_rest:
             split = self._end_of_own_words(words)
             words, rest = words[:split], words[split:]
+        before = argparse.Namespace(**vars(defaults))
         args, extra = self.parse_known_args(words, defaults)
+        if extra and not extra[0].startswith("-"):
+            # An optional word after an option: "screenshot box --json now.png".
+            args, extra = self.parse_known_intermixed_args(words, before)
         if extra:
             self._refuse_extra(extra)
         if self.words_before_rest:

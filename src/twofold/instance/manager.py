@@ -25,6 +25,7 @@ from twofold.instance.opening import Opening
 from twofold.instance.own_os_wall import OwnOsWall
 from twofold.instance.process import arguments, environment, working_dir
 from twofold.instance.record import Record
+from twofold.instance.screens import Screens
 from twofold.instance.sessions import Sessions
 from twofold.instance.templates import TemplateDesk
 from twofold.instance.usage import Gauge
@@ -63,6 +64,7 @@ class InstanceManager:
         self.exposer = Exposer(rooms, self.gauge)
         self.limits = Limits(rooms, walls, self.gauge)
         self.forks = Forks(rooms, self)
+        self.screens = Screens(rooms.paths)
         self._allocating = asyncio.Lock()
 
     def find(self, reference: str) -> Record:
