@@ -22,7 +22,10 @@ Runner = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 IMAGE = "test-host"
 # What Twofold needs to run containers on a Debian host, beside what every Debian image has.
-PACKAGES = ("e2fsprogs", "libnftables1", "libseccomp2", "nftables", "python3", "tini")
+PACKAGES = (
+    *("apparmor", "busybox-static", "e2fsprogs", "libnftables1", "libseccomp2", "nftables"),
+    *("python3", "tini"),
+)
 # How systemd is told what the kernel's command line would tell it.
 V1_ONLY = "systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1"
 _NOT_PACKED = (

@@ -455,7 +455,6 @@ def test_cpu_affinity_of_exec(oci: Lab) -> None:
 # ------------------------------------------------------------------- security modules
 
 
-@only_where("where the host has no AppArmor; seen only so", "process.apparmorProfile")
 @refuses("process.apparmorProfile")
 @beyond_runc("fails later and leaves the state behind")
 def test_an_apparmor_profile_needs_apparmor(oci: Lab) -> None:

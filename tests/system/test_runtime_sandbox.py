@@ -33,6 +33,25 @@ def test_a_command_that_is_not_there_or_not_executable(lab: Lab) -> None:
     assert lab.run("cdir", "/etc")[0] == 126
 
 
+def test_the_hosts_init_cannot_be_written_to_from_inside(lab: Lab) -> None:
+    """CVE-2019-5736 for PID 1: neither its permissions nor its mount would let anybody."""
+    _, text = lab.run(
+        "exe", "sh", "-c", "for way in exe root/proc/1/exe; do (: >>/proc/1/$way); done"
+    )
+    assert text.count("Permission denied") == 2
+    lab.start(lab.plan("mount", "sleep", "100"))
+    pid = next(i for i in lab.call("hello")["instances"] if i["id"] == "mount")["pid"]
+    fd = os.open(f"/proc/{pid}/exe", os.O_PATH)
+    try:
+        assert os.fstatvfs(fd).f_flag & os.ST_RDONLY
+        assert not os.statvfs(os.readlink(f"/proc/{pid}/exe")).f_flag & os.ST_RDONLY, "control"
+    finally:
+        os.close(fd)
+        lab.call("kill", id="mount")
+        lab.event("exit")
+        lab.call("release", id="mount")
+
+
 def test_processes_of_one_sandbox_are_all_it_sees(lab: Lab) -> None:
     _, text = lab.run("ps", "sh", "-c", "ls /proc | grep -c '^[0-9]'; cat /proc/1/comm; hostname")
     processes, init, name = text.split()

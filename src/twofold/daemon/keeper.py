@@ -197,12 +197,19 @@ def _load_monitor() -> MonitorMain:
 
 
 def _open_init() -> int:
-    """The small static init that application containers get as PID 1; -1 where none is there."""
+    """The small static init that application containers get as PID 1; -1 where none is there.
+
+    It is the host's own file, one in memory for all. It is seen through a mount of its own that is
+    read-only: whatever leads to it from inside (``/proc/1/exe``), nothing can be written there, be
+    the permissions of the file what they may.
+    """
     for path in _INIT_PATHS:
         try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = lm.open_tree(path)
         except FileNotFoundError:
             continue
+        lm.set_attributes(fd, lm.ATTR_RDONLY | lm.ATTR_NOSUID | lm.ATTR_NODEV)
+        return fd
     return -1
 
 

@@ -12,7 +12,7 @@ import time
 
 from twofold.errors import InvalidInput, RuntimeFailed, TwofoldError
 from twofold.linux import process, sockets
-from twofold.oci import channel, config, console, destroy, fault
+from twofold.oci import channel, config, console, destroy, fault, ownership
 from twofold.oci import state as states
 from twofold.oci.init import Making, first_process, leave_host, preload
 from twofold.record import dataclass, field, replace
@@ -316,6 +316,8 @@ def _limit(plan: ContainerPlan, made: _Making, session: Session) -> None:
         write = made.group.apply if made.group.made else made.group.update
         for warning in write(plan.resources):
             session.warn(warning)
+    if not session.rootless:
+        ownership.hand_over(plan, made.group, made.pid)
     fault.point("create-limits")
 
 

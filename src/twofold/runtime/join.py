@@ -10,7 +10,6 @@ container's PID namespace. Same answers on the socket as ``sandbox`` gives, plus
 from __future__ import annotations
 
 import os
-import sys
 
 from twofold.errors import RuntimeFailed, TwofoldError
 from twofold.guest.identity import Identity
@@ -62,13 +61,13 @@ def execute(
 
     def inside(sync: socket.socket) -> int:
         if plan.tty:
-            master, slave, _ = payload.open_terminal(rows, cols)
+            master, slave = payload.open_terminal(rows, cols)
             wire.send(sync, {"terminal": True}, (master,))
             os.close(master)
             descriptors = (slave, slave, slave)
         else:
             descriptors = (stdio[0], stdio[1], stdio[2])
-        payload.take_stdio(descriptors, terminal=plan.tty)
+        payload.take_stdio(descriptors, controlling=plan.tty)
         credentials.apply_limits(plan.rlimits)
         payload.exec_payload(
             plan,
@@ -90,7 +89,7 @@ def copy(
 
     def inside(sync: socket.socket) -> int:
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        payload.take_stdio((null, null, 2), terminal=False)
+        payload.take_stdio((null, null, 2), controlling=False)
         process.close_descriptors({0, 1, 2, fd, sync.fileno()})
         plan = Process(argv=("archive",), capabilities=_ARCHIVE_CAPABILITIES)
         who = Identity(0, 0, [], "/")
@@ -148,15 +147,8 @@ def _joining_process(
             wire.send(sync, {"pid": pid}, (pidfd,))
             code = 0
     except TwofoldError as error:
-        _report(sync, error)
+        wire.report(sync, error)
     except BaseException as error:
-        _report(sync, RuntimeFailed(f"{type(error).__name__}: {error}"))
+        wire.report(sync, RuntimeFailed(f"{type(error).__name__}: {error}"))
     finally:
         os._exit(code)
-
-
-def _report(sync: socket.socket, error: TwofoldError) -> None:
-    try:
-        wire.send(sync, {"error": error.to_dict()})
-    except OSError:
-        sys.stderr.write(f"{error.message}\n")

@@ -7,8 +7,6 @@ as a TwofoldError and crosses to the keeper as a sentence; success is the socket
 import errno
 import fcntl
 import os
-import struct
-import termios
 
 from twofold.errors import (
     CommandNotExecutable,
@@ -18,36 +16,28 @@ from twofold.errors import (
     TwofoldError,
 )
 from twofold.guest import identity
-from twofold.linux import process
+from twofold.linux import process, terminal
 from twofold.runtime import credentials
 from twofold.runtime.plan import Process
 
 
-def open_terminal(rows: int, cols: int) -> tuple[int, int, str]:
-    """A new pty of the sandbox's own devpts: (master, slave, slave's path)."""
-    master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    fcntl.ioctl(master, 0x40045431, struct.pack("i", 0))  # TIOCSPTLCK: unlock
-    slave = fcntl.ioctl(master, 0x5441, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)  # TIOCGPTPEER
-    number = struct.unpack("i", fcntl.ioctl(master, 0x80045430, struct.pack("i", 0)))[0]
-    resize_terminal(master, rows, cols)
-    return master, slave, f"/dev/pts/{number}"
+def open_terminal(rows: int, cols: int) -> tuple[int, int]:
+    """A new pty of the sandbox's own devpts: (master, slave)."""
+    master, slave, _ = terminal.open_pair()
+    terminal.resize(master, rows, cols)
+    return master, slave
 
 
-def resize_terminal(fd: int, rows: int, cols: int) -> None:
-    size = struct.pack("4H", rows & 0xFFFF, cols & 0xFFFF, 0, 0)
-    fcntl.ioctl(fd, termios.TIOCSWINSZ, size)
-
-
-def take_stdio(fds: tuple[int, int, int], *, terminal: bool) -> None:
-    """Make ``fds`` descriptors 0, 1 and 2; with a terminal it becomes the controlling one."""
+def take_stdio(fds: tuple[int, int, int], *, controlling: bool) -> None:
+    """Make ``fds`` descriptors 0, 1 and 2; ``controlling``: they are this session's terminal."""
     os.setsid()
     # First out of the way of 0, 1 and 2, in which they may lie in another order.
     moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in fds]
     for number, fd in enumerate(moved):
         os.dup2(fd, number, inheritable=True)
         os.close(fd)
-    if terminal:
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    if controlling:
+        terminal.make_controlling(0)
 
 
 def give_pipes(fds: tuple[int, ...], uid: int, gid: int = -1) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sys
 
 from twofold.errors import RuntimeFailed, TwofoldError
 from twofold.guest.identity import Identity
@@ -214,18 +213,11 @@ def _first_process(
         group.enter()
         code = _build_and_run(plan, host, sync, opened)
     except TwofoldError as error:
-        _report(sync, error)
+        wire.report(sync, error)
     except BaseException as error:
-        _report(sync, RuntimeFailed(f"{type(error).__name__}: {error}"))
+        wire.report(sync, RuntimeFailed(f"{type(error).__name__}: {error}"))
     finally:
         os._exit(code)
-
-
-def _report(sync: socket.socket, error: TwofoldError) -> None:
-    try:
-        wire.send(sync, {"error": error.to_dict()})
-    except OSError:
-        sys.stderr.write(f"{error.message}\n")
 
 
 def _build_and_run(
@@ -273,14 +265,14 @@ def _become_container(
     # A system container's init expects a console of its own, whoever looks at it.
     terminal = plan.process.tty or not plan.process.init
     if terminal:
-        master, slave, _ = payload.open_terminal(message["rows"], message["cols"])
+        master, slave = payload.open_terminal(message["rows"], message["cols"])
         devices.bind_console(slave)
         wire.send(sync, {"terminal": True}, (master,))
         os.close(master)
         stdio = (slave, slave, slave)
     else:
         stdio = (fds[0], fds[1], fds[2])
-    payload.take_stdio(stdio, terminal=terminal)
+    payload.take_stdio(stdio, controlling=terminal)
     warnings = credentials.apply_limits(plan.process.rlimits)
     if warnings:
         wire.send(sync, {"warnings": warnings})
@@ -300,7 +292,7 @@ def _become_monitor(
     if host.load_monitor is None or plan.vm is None:
         raise RuntimeFailed("this keeper was started without a monitor")
     stdio = (fds[0], fds[0], fds[0]) if len(fds) == 1 else (fds[0], fds[1], fds[2])
-    payload.take_stdio(stdio, terminal=False)
+    payload.take_stdio(stdio, controlling=False)
     credentials.apply_limits(plan.process.rlimits)
     process.close_descriptors({0, 1, 2, sync.fileno(), *opened.values()})
     who = Identity(idmap.JAIL_USER, idmap.JAIL_USER, [], "/")

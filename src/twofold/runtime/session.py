@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 
 from twofold.errors import IllegalState, TwofoldError
-from twofold.linux import signals
-from twofold.runtime import payload
+from twofold.linux import signals, terminal
 from twofold.runtime.attached import Attached
 from twofold.runtime.deposit import Bundle, Taken
 from twofold.runtime.door import Door, DoorClient
@@ -81,7 +80,7 @@ class Session:
             self.send_resize(rows, cols)
         elif self.terminal_fd >= 0:
             try:
-                payload.resize_terminal(self.terminal_fd, rows, cols)
+                terminal.resize(self.terminal_fd, rows, cols)
             except OSError:
                 pass  # the payload has just ended
 
@@ -250,8 +249,8 @@ class Session:
         for relay in state["relays"]:
             reader = taken.fd(relay["reader"])
             self._relay(taken.fd(relay["source"]), str(relay["stream"]), reader=reader)
-        for source, terminal in state["typing"]:
-            self._typing.append(Typing(self._loop, taken.fd(source), taken.fd(terminal)))
+        for source, sink in state["typing"]:
+            self._typing.append(Typing(self._loop, taken.fd(source), taken.fd(sink)))
         for item in state["attached"]:
             self._welcome(Attached.restore(self._loop, door, item, taken))
         if state["client"] is not None:

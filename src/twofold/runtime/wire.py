@@ -6,7 +6,7 @@ that it loads. Same promises and same form: either end may use either.
 
 from __future__ import annotations
 
-import os
+import sys
 
 from twofold.guest import jsontext
 from twofold.linux import sockets
@@ -15,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from typing import Any
+
+    from twofold.errors import TwofoldError
 else:
     import _socket as socket
 
@@ -30,17 +32,12 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     Raises ValueError for a message that is not a JSON object or too long; its descriptors are
     closed.
     """
-    data, fds, flags = sockets.receive_bytes(sock)
-    if not data:
-        return None, fds
+    return sockets.receive_object(sock, jsontext.loads)
+
+
+def report(sock: socket.socket, error: TwofoldError) -> None:
+    """The last message of a process in the making; on stderr when nobody listens any more."""
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise ValueError("message too long")
-        message = jsontext.loads(data)
-        if not isinstance(message, dict):
-            raise ValueError("message is not an object")
-    except (ValueError, RecursionError) as error:
-        for fd in fds:
-            os.close(fd)
-        raise ValueError(f"bad message: {error}") from error
-    return message, fds
+        send(sock, {"error": error.to_dict()})
+    except OSError:
+        sys.stderr.write(f"{error.message}\n")
