@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oci_lab import CGROUP, Container, Lab, user_namespace
+from oci_lab import CGROUP, NAMESPACES, Container, Lab, user_namespace
 from oci_spec import beyond_runc, only_where, proves, refuses, refutes
 
 MEBI = 1 << 20
@@ -552,19 +552,51 @@ def test_the_mounted_tree_is_read_only_when_asked_to(oci: Lab) -> None:
     assert oci.output(probe, {"mounts+": [CGROUP]}) == ""
 
 
+_WRITABLE = {**CGROUP, "options": [word for word in CGROUP["options"] if word != "ro"]}
+_OWNERS = "cd /sys/fs/cgroup; stat -c '%n %u' . cgroup.procs cgroup.subtree_control pids.max"
+
+
+def owners(oci: Lab, changes: dict[str, Any], script: str = "") -> dict[str, str]:
+    """Who the files of the group belong to, as its container sees it."""
+    prepare = oci.give if "linux.uidMappings" in changes else (lambda bundle: bundle)
+    said = oci.output(f"{_OWNERS}; {script}", changes, prepare=prepare)
+    return dict(line.split(" ", 1) for line in said.splitlines())
+
+
 @proves("cgroup ownership")
-@refutes("cgroup ownership")
 def test_ownership_of_the_group(oci: Lab) -> None:
-    """v1: nobody but root. v2: the container's root, if it may write to its mount."""
-    writable = {**CGROUP, "options": [o for o in CGROUP["options"] if o != "ro"]}
-    probe = "stat -c %u $(ls -d /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/pids/cgroup.procs)"
-    changes = {**user_namespace(), "mounts+": [writable]}
-    owner = oci.output(f"{probe} 2>/dev/null; true", changes, prepare=oci.give).split()[-1]
-    if oci.unified:
-        assert owner == "0"
-        changes["mounts+"] = [CGROUP]
-        owner = oci.output(f"{probe} 2>/dev/null; true", changes, prepare=oci.give).split()[-1]
-    assert owner == "65534"
+    """v1: nobody but root. v2: the container's user, if it may write to its mount."""
+    changes = {**user_namespace(), "mounts+": [_WRITABLE]}
+    if not oci.unified:
+        probe = "stat -c %u /sys/fs/cgroup/pids/cgroup.procs"
+        assert oci.output(probe, changes, prepare=oci.give) == "65534"
+        return
+    work = "mkdir below && echo 0 >below/cgroup.procs && cat /proc/self/cgroup"
+    said = owners(oci, changes, f"echo moved $({work})")
+    # What the kernel lists as safe, and no file that holds a limit.
+    mine = {".": "0", "cgroup.procs": "0", "cgroup.subtree_control": "0"}
+    assert said == {**mine, "pids.max": "65534", "moved": "0::/below"}
+    said = owners(oci, {"process.user.uid": 1234, "mounts+": [_WRITABLE]})
+    assert said == {**dict.fromkeys(mine, "1234"), "pids.max": "0"}
+
+
+@refutes("cgroup ownership")
+@pytest.mark.parametrize("why", ["read-only", "elsewhere", "no namespace"])
+def test_ownership_is_not_given_away(oci: Lab, why: str) -> None:
+    if not oci.unified:
+        pytest.skip("cgroup v1: never")
+    mount = {
+        "read-only": CGROUP,
+        "elsewhere": {**_WRITABLE, "destination": "/mine"},
+        "no namespace": _WRITABLE,
+    }[why]
+    changes: dict[str, Any] = {"process.user.uid": 1234, "mounts+": [mount]}
+    script = _OWNERS.replace("/sys/fs/cgroup", mount["destination"])
+    if why == "no namespace":
+        kinds = [name for name in NAMESPACES if name != "cgroup"]
+        changes["linux.namespaces"] = [{"type": name} for name in kinds]
+    said = oci.output(script, changes)
+    assert {line.split(" ")[1] for line in said.splitlines()} == {"0"}
 
 
 # ------------------------------------------------------------------- update, pause, events

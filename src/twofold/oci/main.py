@@ -59,20 +59,20 @@ def main() -> NoReturn:
         code = _run(sys.argv[1:], session)
     except TwofoldError as error:
         session.report(error)
-        code = 1
+        code = session.failure_code
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
-        code = 1
+        code = session.failure_code
     except OSError as error:
         session.report(TwofoldError(str(error)))
-        code = 1
+        code = session.failure_code
     except Exception as error:  # an engine reads the log, not a traceback
         if session.debug:
             raise
         hint = "this is a fault of twofold-oci; --debug shows where"
         session.report(TwofoldError(f"{type(error).__name__}: {error}", hint=hint))
-        code = 1
+        code = session.failure_code
     leave(code)
 
 
@@ -103,6 +103,8 @@ def _run(words: list[str], session: Session) -> int:
         raise InvalidInput(
             f"unknown command {name!r}", hint=f"one of {', '.join(_COMMANDS)}; see twofold-oci -h"
         )
+    if name == "exec":
+        session.failure_code = 255  # 1 is what many programs return
     command = __import__(f"twofold.oci.commands.{name}", fromlist=["run"])
     table = {**command.OPTIONS, "help": _OPTIONS["help"]}
     given, rest = arguments.parse(

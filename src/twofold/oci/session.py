@@ -24,6 +24,7 @@ class Session:
         self.systemd_cgroup = False
         self.rootless = os.geteuid() != 0
         self.debug = False
+        self.failure_code = 1  # of the whole process, when the command fails
         self._log_path = ""
         self._json = False
 

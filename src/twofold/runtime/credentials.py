@@ -139,16 +139,17 @@ def request_labels(attributes: ProcessAttributes, *, proc_fd: int = -1) -> None:
         return
     check_labels(attributes)
     opened = labels.open_procfs() if proc_fd < 0 else proc_fd
+    field, asked, hint = "selinuxLabel", attributes.selinux_label, "seinfo -t shows what there is"
     try:
-        if attributes.apparmor_profile not in ("", "unconfined"):
-            labels.set_apparmor_on_exec(attributes.apparmor_profile, opened)
         if attributes.selinux_label:
             labels.set_selinux_on_exec(attributes.selinux_label, opened)
+        if attributes.apparmor_profile not in ("", "unconfined"):
+            field, asked = "apparmorProfile", attributes.apparmor_profile
+            hint = "is it loaded? apparmor_parser -r FILE; aa-status"
+            labels.set_apparmor_on_exec(attributes.apparmor_profile, opened)
     except OSError as error:
-        asked = attributes.apparmor_profile or attributes.selinux_label
         raise InvalidInput(
-            f"label {asked!r} was refused by the kernel: {error.strerror}",
-            hint="is the profile loaded? apparmor_parser -r FILE",
+            f"process.{field} is {asked!r}: the kernel refuses it ({error.strerror})", hint=hint
         ) from error
     finally:
         if proc_fd < 0:
