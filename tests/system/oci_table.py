@@ -93,6 +93,9 @@ def page() -> str:
         lines += ["| property | | proof | counter-test |", "|---|---|---|---|"]
         for name in names:
             lines.append(_line(name, import_rows[name]))
+    lines += ["", "## Command line of runc, which engines use", ""]
+    lines += ["| option | | proof | counter-test |", "|---|---|---|---|"]
+    lines += [_line(name, import_rows[name]) for name in oci_spec.COMMAND_LINE]
     return "\n".join(lines) + "\n"
 
 

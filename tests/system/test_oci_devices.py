@@ -166,6 +166,7 @@ def test_no_links_without_proc(oci: Lab) -> None:
 
 
 @proves("file descriptors")
+@refutes("--preserve-fds")
 def test_only_three_descriptors(oci: Lab) -> None:
     """Yardstick O4: also when the runtime itself was started with more, on the host's root."""
     held = [os.open("/", os.O_RDONLY | os.O_DIRECTORY) for _ in range(5)]
@@ -184,6 +185,7 @@ def test_only_three_descriptors(oci: Lab) -> None:
 
 
 @refutes("file descriptors")
+@proves("--preserve-fds")
 def test_more_descriptors_when_asked_for(oci: Lab) -> None:
     """``--preserve-fds N`` passes 3 to 2+N."""
     descriptors = []
@@ -251,7 +253,7 @@ def read_terminal(master: int, until: str, *, timeout_s: float = 20) -> str:
     return said
 
 
-@proves("process.terminal", "process.consoleSize", "/dev/console")
+@proves("process.terminal", "process.consoleSize", "/dev/console", "--console-socket")
 def test_a_terminal(oci: Lab) -> None:
     probe = "stty size; tty; test -c /dev/console && echo console; echo to-console > /dev/console; "
     probe += "read line; echo got $line"
@@ -311,6 +313,7 @@ def test_terminals_that_are_none_are_refused(oci: Lab, changes: dict[str, Any], 
         oci.assert_nothing_new(before)
 
 
+@refutes("--console-socket")
 def test_create_wants_a_socket_for_the_terminal_and_only_then(oci: Lab) -> None:
     container = oci.container({"process.terminal": True})
     done = container.create(check=False)

@@ -327,6 +327,8 @@ def test_spec_writes_a_bundle_that_runs(oci: Lab) -> None:
     assert oci.call("spec", "--bundle", str(bundle), check=False).code != 0  # never over another
 
 
+@proves("--pid-file")
+@refutes("--pid-file")
 def test_pid_file_and_log(oci: Lab) -> None:
     container = oci.container()
     pid_file, log = oci.home / "pid", oci.home / "log.json"
@@ -340,6 +342,9 @@ def test_pid_file_and_log(oci: Lab) -> None:
     assert entries[-1]["msg"]
     assert entries[-1]["time"]
     container.delete("--force")
+    wrong = container.create("--pid-file", "/not/there/pid", check=False)
+    assert wrong.code != 0
+    assert "/not/there/pid" in wrong.err or oci.is_runc
     for path in (pid_file, log):
         path.unlink()
 

@@ -643,3 +643,29 @@ def test_every_option_of_the_specification_has_a_test() -> None:
     tested |= {"bind", "rbind", "remount", "tmpcopyup", "idmap", "ridmap"}
     tested |= {"iversion", "noiversion", "mand", "nomand", "silent"}
     assert set(MOUNT_OPTIONS) <= tested
+
+
+@pytest.mark.parametrize("mounts", [[PROC], [PROC, tmpfs("/new")]], ids=["devices", "a place"])
+@beyond_runc("says permission denied")
+def test_a_root_that_its_root_does_not_own(oci: Lab, mounts: list[dict[str, Any]]) -> None:
+    """Nothing can be made in it; the message says whose it has to be."""
+    changes = {**user_namespace(), "mounts": mounts}
+    where = "/dev" if len(mounts) == 1 else "/new"
+    oci.refused(changes, where, "Permission denied", "chown -R")
+
+
+# ------------------------------------------------------------------- without pivot_root
+
+
+@proves("--no-pivot")
+@refutes("--no-pivot")
+@pytest.mark.parametrize("flags", [(), ("--no-pivot",)], ids=["pivot", "no-pivot"])
+def test_without_pivot_root(oci: Lab, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """For hosts that run from their initial ramdisk. Inside both look alike."""
+    record = tmp_path / "strace"
+    script = "ls -d /bin /usr /root 2>/dev/null; cut -d' ' -f5 /proc/self/mountinfo | head -1"
+    prefix = ["strace", "-f", "-qq", "-e", "trace=pivot_root,chroot", "-o", str(record)]
+    said = oci.output(script, words=flags, prefix=prefix)
+    assert said.split() == ["/bin", "/"]
+    used = {line.split("(")[0].split()[-1] for line in record.read_text().splitlines()}
+    assert used & {"pivot_root", "chroot"} == ({"chroot"} if flags else {"pivot_root"})

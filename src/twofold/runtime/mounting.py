@@ -73,9 +73,14 @@ def build(plan: FilesystemPlan, prepared: Prepared, *, cgroups: CgroupView | Non
             _in_words(
                 mount.name, mount.target, _place, built, plan, mount, index, prepared, cgroups
             )
-        _furnish_dev(built, plan, prepared)
+        _in_words("default devices", "/dev", _furnish_dev, built, plan, prepared)
         if plan.masked_paths:
             built.covers = covers.Covers(covers.open_null())
+    except RuntimeFailed as error:
+        built.close()
+        if not error.hint and isinstance(error.__cause__, PermissionError):
+            raise RuntimeFailed(error.message, hint=_owner_hint(plan, prepared)) from error
+        raise
     except BaseException:
         built.close()
         raise
@@ -83,6 +88,17 @@ def build(plan: FilesystemPlan, prepared: Prepared, *, cgroups: CgroupView | Non
         os.umask(umask)
         prepared.close()
     return built
+
+
+def _owner_hint(plan: FilesystemPlan, prepared: Prepared) -> str:
+    """Root of a user namespace may change only what one of its own ids owns."""
+    owner = os.fstat(prepared.root_fd).st_uid
+    if not plan.user_namespace or owner == os.geteuid():
+        return ""
+    return (
+        f"the root {plan.root!r} does not belong to root of the user namespace: chown -R it to "
+        "that id of the host, or have in it every place that something is mounted on"
+    )
 
 
 def _attach_root(plan: FilesystemPlan, root_fd: int) -> bool:
