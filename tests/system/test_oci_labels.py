@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from oci_lab import Lab, user_namespace
-from oci_spec import proves, refutes
+from oci_spec import only_where, proves, refutes
 
 from twofold.linux import labels
 
@@ -37,6 +37,7 @@ def profile(oci: Lab) -> Iterator[str]:
     load(text, remove=True)
 
 
+@only_where("where the kernel runs AppArmor; refused elsewhere", "process.apparmorProfile")
 @proves("process.apparmorProfile")
 @pytest.mark.parametrize("userns", [False, True], ids=["plain", "userns"])
 def test_a_profile_confines(oci: Lab, profile: str, userns: bool) -> None:

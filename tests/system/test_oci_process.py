@@ -455,7 +455,7 @@ def test_cpu_affinity_of_exec(oci: Lab) -> None:
 # ------------------------------------------------------------------- security modules
 
 
-@refuses("process.apparmorProfile")
+@refutes("process.apparmorProfile")
 @beyond_runc("fails later and leaves the state behind")
 def test_an_apparmor_profile_needs_apparmor(oci: Lab) -> None:
     if os.path.exists("/sys/module/apparmor/parameters/enabled"):
