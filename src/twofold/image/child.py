@@ -23,7 +23,7 @@ class Child:
     """``line`` gets each line of stderr, ``tick`` is called several times a second; both may raise.
 
     With ``piped`` the child's stdout is read by ``read`` (a ``tarstream.Reader``); without it
-    ``wait`` is all there is to call.
+    ``wait`` is all there is to call. ``pass_fds`` keep their numbers in the child.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class Child:
         piped: bool = False,
         env: dict[str, str] | None = None,
         hint: str = "",
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self._name = argv[0]
         self._line = line
@@ -51,6 +52,7 @@ class Child:
                 stderr=subprocess.PIPE,
                 env=env,
                 start_new_session=True,
+                pass_fds=pass_fds,
             )
         except OSError as error:
             raise Unavailable(f"cannot run {argv[0]!r}: {error.strerror}", hint=hint) from error

@@ -6,12 +6,15 @@ file, an encrypted one, and one whose sizes make no sense.
 """
 
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 
-from twofold.errors import InvalidInput, NoSpace, Unsupported
+from twofold.errors import InvalidInput, NoSpace
 from twofold.image import names
-from twofold.image.disks import content, detect, iso9660, partitions
+from twofold.image.disks import content, detect, iso9660, partitions, qcow2, vdi, vhdx, vmdk
 from twofold.image.disks.content import Content
+from twofold.image.disks.convert import convert
+from twofold.image.disks.header import Header, check_size
 from twofold.image.disks.record import DiskRecord
 from twofold.image.disks.source import Source
 from twofold.image.store import ImageStore
@@ -19,7 +22,12 @@ from twofold.image.workspace import storage_errors
 from twofold.model.image import DiskFacts, Image, ImageKind, PartitionTable
 from twofold.model.progress import Progress
 
-MAX_SIZE_BYTES = 16 << 40
+_INSPECTORS: dict[str, Callable[[Source, Progress], Header]] = {
+    "qcow2": qcow2.inspect,
+    "vmdk": vmdk.inspect,
+    "vdi": vdi.inspect,
+    "vhdx": vhdx.inspect,
+}
 _SECTOR_BYTES = 512
 
 
@@ -53,10 +61,10 @@ def import_disk(
     kind = detect.kind_of(disk_format, source, stated=stated)
     draft = os.path.join(working, "disk.raw")
     with storage_errors(f"store the disk {source.shown!r}"):
-        if disk_format in ("raw", "iso", "floppy"):
-            found = _copy(source, kind, draft, progress)
+        if disk_format in _INSPECTORS:
+            found = _convert(source, disk_format, draft, progress)
         else:
-            raise Unsupported(f"disks in {disk_format} format are not taken yet")
+            found = _copy(source, kind, draft, progress)
         facts = _facts(draft, source, kind, found, disk_format)
     created = datetime.fromtimestamp(max(0, int(os.fstat(fd).st_mtime)), UTC)
     return store.add_disk(
@@ -75,7 +83,7 @@ def _source(fd: int, path: str) -> Source:
 
 def _copy(source: Source, kind: ImageKind, draft: str, progress: Progress) -> Content:
     """The file as it is: its bytes are the disk's."""
-    check_size(source, source.size_bytes)
+    check_size(source, -(-source.size_bytes // _SECTOR_BYTES) * _SECTOR_BYTES)
     if kind is ImageKind.FLOPPY and source.size_bytes not in detect.FLOPPY_SIZES:
         raise source.refuse(
             f"no floppy disk has {source.size_bytes} bytes",
@@ -85,10 +93,7 @@ def _copy(source: Source, kind: ImageKind, draft: str, progress: Progress) -> Co
         iso9660.read(source)
     needed, free = os.fstat(source.fd).st_blocks * 512, free_bytes(os.path.dirname(draft))
     if min(needed, source.size_bytes) > free:
-        raise NoSpace(
-            f"{source.shown!r} has {needed} bytes of data, and {free} are free",
-            hint="free some, for instance: twofold image rm NAME",
-        )
+        raise _too_big(source, needed, free)
     target = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         sector = iso9660.SECTOR_BYTES if kind is ImageKind.CDROM else _SECTOR_BYTES
@@ -98,14 +103,27 @@ def _copy(source: Source, kind: ImageKind, draft: str, progress: Progress) -> Co
         os.close(target)
 
 
-def check_size(source: Source, size_bytes: int) -> None:
-    """Of the disk that the guest will see."""
-    if size_bytes > MAX_SIZE_BYTES:
-        raise source.refuse(
-            f"the disk would have {size_bytes} bytes; at most {MAX_SIZE_BYTES >> 40} TiB are taken"
-        )
-    if size_bytes < _SECTOR_BYTES:
-        raise source.refuse(f"a disk of {size_bytes} bytes is none")
+def _convert(source: Source, disk_format: str, draft: str, progress: Progress) -> Content:
+    """Inspected here, then converted by a program that can reach nothing else."""
+    header = _INSPECTORS[disk_format](source, progress)
+    free = free_bytes(os.path.dirname(draft))
+    # Compressed, it may become more: that shows on the way.
+    needed = min(header.data_bytes, os.fstat(source.fd).st_blocks * 512)
+    if needed > free:
+        raise _too_big(source, needed, free)
+    convert(source, draft, disk_format, header, allowed_bytes=free, progress=progress)
+    fd = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return content.measure(fd, progress=progress, what="checking")
+    finally:
+        os.close(fd)
+
+
+def _too_big(source: Source, needed_bytes: int, free: int) -> NoSpace:
+    return NoSpace(
+        f"{source.shown!r} has {needed_bytes} bytes of data, and {free} are free",
+        hint="free some, for instance: twofold image rm NAME",
+    )
 
 
 def free_bytes(directory: str) -> int:
