@@ -101,10 +101,13 @@ def test_the_command_line_tells_the_whole_story(
     shown = twofold("image", "show", "appliance", "--verify", check=True).stdout.decode()
     assert "qcow2 when imported, kept raw" in shown
     assert "(verified now)" in shown
-    refused = twofold("run", "--rm", "appliance", "true")
+    refused = twofold("create", "--isolation", "container", "appliance")
     assert refused.returncode == 125
     assert b"a hard disk with an operating system of its own: a container has" in refused.stderr
     assert b"--vm" in refused.stderr
+    refused = twofold("run", "--rm", "appliance", "true")
+    assert refused.returncode == 125
+    assert b"it boots an operating system of its own" in refused.stderr
     twofold("image", "rm", "appliance", check=True)
     backing = tmp_path / "overlay.qcow2"
     qemu_img("create", "-f", "qcow2", "-u", "-b", "/etc/shadow", "-F", "raw", backing, "1M")
