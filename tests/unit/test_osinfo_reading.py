@@ -185,6 +185,7 @@ def test_without_the_package_it_says_so_and_knows_ours(tmp_path: Path) -> None:
     assert not status.present
     assert status.version == ""
     assert library.find("debian12").name == "Debian 12"
+    assert library.find("freedos1.2").name == "FreeDOS 1.2"
     with pytest.raises(NotFound) as caught:
         library.find("win11")
     assert "osinfo-db is not installed" in caught.value.hint

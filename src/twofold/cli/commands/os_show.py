@@ -40,7 +40,7 @@ def _draw(system: dict[str, Any]) -> None:
         [
             ("id", ", ".join([system["id"], *system["also_called"]])),
             ("vendor", system["vendor"]),
-            ("released", system["release_date"] or system["release_status"]),
+            ("released", system["release_date"] or _status(system["release_status"])),
             ("end of life", system["eol_date"]),
             ("upgrades", system["upgrades"]),
             ("derives from", ", ".join(system["derives_from"][:3])),
@@ -77,6 +77,11 @@ def _draw(system: dict[str, Any]) -> None:
                 ("warning", profile["warnings"]),
             ],
         )
+
+
+def _status(word: str) -> str | None:
+    """What stands in for a date: nothing where it is out and nobody says since when."""
+    return None if word == "released" else word
 
 
 def _choice(field: str, choice: dict[str, Any]) -> str:
