@@ -70,7 +70,7 @@ def test_a_medium_is_recognised(twofold: Runner, medium: Path) -> None:
     twofold("image", "import", medium, check=True)
     try:
         shown = twofold("image", "show", "install70", check=True).stdout.decode()
-        assert "OpenBSD 7.0 (openbsd7.0)" in shown
+        assert "OpenBSD 7.0: twofold os show openbsd7.0" in shown
         assert "matches 'OpenBSD/amd64   7.0 Install CD'" in shown
     finally:
         twofold("image", "rm", "install70")

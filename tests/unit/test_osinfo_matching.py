@@ -101,7 +101,7 @@ def test_a_published_name_is_weak_evidence_and_says_so(library: Library) -> None
     assert match.system.id == "debian12"
     assert match.system.cloud_init
     assert not match.certain
-    assert match.rule.endswith("a name can lie")
+    assert "a name can lie" in match.rule
 
 
 def test_a_pattern_that_is_none_matches_nothing(tmp_path: Path) -> None:
@@ -130,3 +130,40 @@ def test_a_strangers_text_costs_little(library: Library, letters: str) -> None:
     began_s = time.process_time()
     library.identify(facts)
     assert time.process_time() - began_s < 1.0
+
+
+@pytest.mark.parametrize(
+    ("volume_id", "expected", "version"),
+    [
+        ("Debian 27.1.0 amd64 n", "debian", "27"),
+        ("Ubuntu-Server 98.04.1 LTS amd64", "ubuntu", "98.04"),
+        ("OpenBSD/amd64   9.1 Install CD", "openbsd", "9.1"),
+        ("99_0_RELEASE_AMD64_CD", "freebsd", "99.0"),
+        ("openSUSE-Leap-15.9-DVD-x86_64", "opensuse", "15.9"),  # 42.3 came before it
+        ("CentOS-Stream-98-BaseOS-x86_64", "centos", "98"),  # "CentOS" alone fits as well
+        ("alpine-std 9.99.3 x86_64", "alpinelinux", "9.99"),
+    ],
+)
+def test_a_newer_release_counts_as_the_last_known_and_is_called_a_guess(
+    library: Library, volume_id: str, expected: str, version: str
+) -> None:
+    systems = {"openbsd": "OpenBSD", "freebsd": "FreeBSD"}
+    match = library.identify(Facts(volume_id=volume_id, system_id=systems.get(expected, "LINUX")))
+    assert match is not None
+    assert match.system.distro == expected
+    assert not match.certain
+    assert f"{version}, which is not known yet: taken for {match.system.name}" in match.rule
+
+
+@pytest.mark.parametrize(
+    "volume_id",
+    [
+        "Debian 1.0.0 amd64 n",  # older than any that is known
+        "OpenBSD/amd64   3.9 Install CD",
+        "Debian 27.1.0",
+        "Fedora-X-dvd-pdp11-99",
+        "1" * 32,
+    ],
+)
+def test_what_is_not_newer_is_no_relative(library: Library, volume_id: str) -> None:
+    assert library.identify(Facts(volume_id=volume_id, system_id="OpenBSD")) is None

@@ -62,8 +62,8 @@ class OsDetail(OsSummary):
 
 
 class OsMatch(BaseModel):
-    """The system on a medium. Not ``certain``: only the file's name speaks for it. ``others``
-    would have fitted as well."""
+    """The system on a medium. Not ``certain``: it is a newer release than the database knows, or
+    only the file's name speaks for it. ``others`` would have fitted as well."""
 
     id: str
     name: str

@@ -18,6 +18,7 @@ with (``data/``), and the administrator's own additions in ``/etc/osinfo``.
     system.py     the nouns
     matching.py   a medium's identifiers against the patterns of all systems
     report.py     System and Choice as the API shows them
+    relatives.py  a medium of a release that is newer than the database
     choice.py     System → Choice; with rules_machine.py, rules_devices.py, rules_resources.py
 
 Refuses: reading disks or ISOs (that is ``image``'s work), QEMU's own names for devices, instances.

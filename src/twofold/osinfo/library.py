@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from twofold.errors import NotFound
-from twofold.osinfo import cache, inherit, matching
+from twofold.osinfo import cache, inherit, matching, relatives
 from twofold.osinfo.places import (
     PACKAGED,
     DataFile,
@@ -71,26 +71,26 @@ class Library:
     def identify(self, facts: matching.MediaFacts) -> Match | None:
         records = self._current()
         found = matching.best_medium(records, facts)
-        if found is not None:
-            medium = found.entry
-            return Match(
-                system=inherit.resolve(records, found.uri),
-                rule=f"{found.rule} ({', '.join(records[found.uri]['origins'])})",
-                others=tuple(records[other]["ids"][0] for other in found.others),
-                architecture=medium["arch"] or None,
-                variant=medium["variant"],
-                live=medium["live"],
-                installer=medium["installer"],
-                installer_reboots=medium["reboots"],
+        certain = found is not None and not found.vague
+        if not certain:
+            found = (
+                relatives.newer_release(records, facts)
+                or found
+                or matching.best_image(records, facts)
             )
-        found = matching.best_image(records, facts)
         if found is None:
             return None
+        entry = found.entry
         return Match(
             system=inherit.resolve(records, found.uri),
-            rule=f"{found.rule} ({', '.join(records[found.uri]['origins'])}); a name can lie",
-            certain=False,
-            architecture=found.entry["arch"] or None,
+            rule=f"{found.rule} ({', '.join(records[found.uri]['origins'])})",
+            certain=certain,
+            others=tuple(records[other]["ids"][0] for other in found.others),
+            architecture=entry["arch"] or None,
+            variant=entry.get("variant"),
+            live=entry.get("live", False),
+            installer=entry.get("installer", False),
+            installer_reboots=entry.get("reboots"),
         )
 
     def status(self) -> Status:

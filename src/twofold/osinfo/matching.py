@@ -12,7 +12,7 @@ from typing import Protocol
 from twofold.osinfo.system import Record, Records
 
 # ISO 9660, 8.4: the longest of the four is 128 characters.
-_LONGEST = 128
+LONGEST = 128
 _FIELDS = {
     "volume_id": "volume id",
     "system_id": "system id",
@@ -45,18 +45,20 @@ class MediaFacts(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """``others`` are systems whose patterns fit just as well: Windows 10 and 11 share one."""
+    """``others`` are systems whose patterns fit just as well: Windows 10 and 11 share one.
+    ``vague``: they do because the pattern names no release (``CentOS``)."""
 
     uri: str
     entry: Record
     rule: str
     others: tuple[str, ...] = ()
+    vague: bool = False
 
 
 def best_medium(records: Records, facts: MediaFacts) -> Found | None:
     """The most specific match: the one that compares most, then the one with the longest literal
     text. Of several that fit equally the newest system's, and the rule says so."""
-    values = {key: getattr(facts, key)[:_LONGEST] for key in _FIELDS}
+    values = {key: getattr(facts, key)[:LONGEST] for key in _FIELDS}
     if not any(values.values()):
         return None
     found = [
@@ -73,7 +75,9 @@ def best_medium(records: Records, facts: MediaFacts) -> Found | None:
     names = sorted(records[other]["name"] for other in others)
     if names:
         rule += f"; it would fit {' and '.join(names)} as well: the newest was taken"
-    return Found(uri=uri, entry=medium, rule=rule, others=tuple(sorted(others)))
+    patterns = "".join(medium.get(key, "") for key in _FIELDS)
+    vague = bool(names) and not any(char.isdigit() for char in patterns)
+    return Found(uri=uri, entry=medium, rule=rule, others=tuple(sorted(others)), vague=vague)
 
 
 def best_image(records: Records, facts: MediaFacts) -> Found | None:
@@ -83,7 +87,9 @@ def best_image(records: Records, facts: MediaFacts) -> Found | None:
         for image in record["images"]:
             # A name without a digit (``disk.img``) could be anybody's.
             if image["file"] == name and any(char.isdigit() for char in name):
-                rule = f"the file's name, {name!r}, is that of a published disk image"
+                rule = (
+                    f"the file's name, {name!r}, is that of a published disk image; a name can lie"
+                )
                 return Found(uri=uri, entry=image, rule=rule)
     return None
 
@@ -92,12 +98,12 @@ def _fits(medium: Record, values: dict[str, str], facts: MediaFacts) -> bool:
     size = medium["size"]
     if size is not None and facts.volume_size_bytes not in (0, size):
         return False
-    return all(_matches(medium[key], values[key]) for key in _FIELDS if key in medium)
+    return all(matches(medium[key], values[key]) for key in _FIELDS if key in medium)
 
 
-def _matches(pattern: str, value: str) -> bool:
+def matches(pattern: str, value: str) -> bool:
     """As libosinfo compares: anywhere in the value, capitals count."""
-    if not value or _literal_start(pattern) not in value:
+    if not value or literal_start(pattern) not in value:
         return False  # most end here: compiling thousands of patterns would take half a second
     try:
         return re.search(pattern, value) is not None
@@ -105,7 +111,7 @@ def _matches(pattern: str, value: str) -> bool:
         return False
 
 
-def _literal_start(pattern: str) -> str:
+def literal_start(pattern: str) -> str:
     """Text that every match contains, "" where an alternative or a repetition may avoid it."""
     if "|" in pattern:
         return ""

@@ -93,7 +93,8 @@ class System:
 @dataclass(frozen=True, kw_only=True)
 class Match:
     """A medium's system. ``rule`` says in words what was compared with what. ``certain`` is False
-    where only a file's name speaks for it; ``others`` are ids that would have fitted as well."""
+    where it is a guess: a newer release than is known, a pattern that fits several releases, or
+    only a file's name. ``others`` are ids that would have fitted as well."""
 
     system: System
     rule: str

@@ -108,9 +108,10 @@ def _write_system(match: dict[str, Any] | None) -> None:
     if match is None:
         pairs = [("system", "not recognised: twofold os list shows what --os takes")]
     else:
+        doubt = "" if match["certain"] else ", a guess"
         kind = "live, boots without an installation" if match["live"] else None
         pairs = [
-            ("system", f"{match['name']} ({match['id']}): twofold os show {match['id']}"),
+            ("system", f"{match['name']}{doubt}: twofold os show {match['id']}"),
             ("because", match["rule"]),
             ("processor", match["architecture"]),
             ("medium", kind),
