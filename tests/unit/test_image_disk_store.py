@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from twofold.errors import Corrupt, InvalidInput
+from twofold.errors import Conflict, Corrupt, InvalidInput
 from twofold.image.disks import content
 from twofold.image.disks.content import PIECE_BYTES
-from twofold.image.sources.file import import_file
+from twofold.image.sources.file import import_file, origin_of
 from twofold.image.store import ImageStore
 from twofold.model.image import Image, ImageKind
 from twofold.model.progress import silent
@@ -180,6 +180,40 @@ def test_what_kind_a_file_is(store: ImageStore, tmp_path: Path) -> None:
         import_file(store, str(plain), disk_format="floppy")
     with pytest.raises(InvalidInput, match="unknown disk format 'qcow9'"):
         import_file(store, str(plain), disk_format="qcow9")
+
+
+def test_a_name_after_the_file_does_not_take_another_kinds(store, tmp_path: Path) -> None:
+    disc = raw(tmp_path, "tool.img", FLOPPY_BYTES)
+    import_file(store, str(disc))
+    for name, stated in (("tool.img", "raw"), ("debian.img", None), ("debian-bookworm", None)):
+        path = raw(tmp_path, name, 1 << 20)
+        if name == "debian-bookworm":
+            assert import_file(store, str(path)).names == ["debian-bookworm:latest"]
+            continue
+        with pytest.raises(Conflict, match="means something else than a disk") as caught:
+            import_file(store, str(path), disk_format=stated)
+        assert caught.value.hint == f"twofold image import {path} ANOTHER-NAME"
+        assert import_file(store, str(path), "mine", disk_format=stated).names == ["mine:latest"]
+    assert store.resolve("tool").kind is ImageKind.FLOPPY
+
+
+def test_a_file_is_known_until_it_changes(store: ImageStore, tmp_path: Path) -> None:
+    path = raw(tmp_path, "a.img", 1 << 20)
+
+    def known() -> Image | None:
+        return store.imported_from(origin_of(str(path), os.stat(path)))
+
+    assert known() is None
+    image = import_file(store, str(path))
+    found = known()
+    assert found is not None
+    assert found.digest == image.digest
+    os.utime(path)
+    assert known() is None
+    store.remove("a", in_use={})
+    import_file(store, str(path))
+    store.remove("a", in_use={})
+    assert known() is None
 
 
 def test_an_odd_size_is_filled_up_to_a_sector(store: ImageStore, tmp_path: Path) -> None:

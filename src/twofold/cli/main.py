@@ -49,7 +49,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "image show": ("image_show", "show everything about one image"),
     "image rm": ("image_rm", "remove images"),
     "image build": ("image_build", "build an image from the distribution's archive"),
-    "image import": ("image_import", "import an OCI archive or a root file system"),
+    "image import": ("image_import", "import an archive, a disk or an install medium"),
     "template list": ("template_list", "list what virtual machines are forked from"),
     "template rm": ("template_rm", "remove templates"),
     "os list": ("os_list", "list the operating systems that are known"),

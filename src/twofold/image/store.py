@@ -45,6 +45,7 @@ from twofold.model.image import Image
 from twofold.model.progress import Progress, silent
 
 SOURCE = "io.twofold.source"
+ORIGIN = "io.twofold.origin"
 _ROOMS = ("erofs", "blobs/sha256", "disks", "layers")  # what is cheap to remove comes first
 _Strings = list[str]  # the class below has a method called ``list``
 _Images = list[Image]
@@ -129,6 +130,13 @@ class ImageStore:
     def verify(self, image: Image, progress: Progress = silent) -> None:
         """Read the whole disk and compare it with its checksum. Raises InvalidInput, Corrupt."""
         self._disks.verify(record.facts_of(image).checksum, progress)
+
+    def imported_from(self, origin: str) -> Image | None:
+        """The image that was made of this very file (``sources.file.origin_of``), if it is here."""
+        found = {
+            item.digest for item in self._read_index() if item.annotations.get(ORIGIN) == origin
+        }
+        return self.resolve(found.pop()) if found else None
 
     # -- names -----------------------------------------------------------------------------
 
@@ -277,7 +285,14 @@ class ImageStore:
         return self._record(new, (config_blob, manifest_blob), wanted)
 
     def add_disk(
-        self, found: record.DiskRecord, draft: str, content: Content, *, name: str, source: str
+        self,
+        found: record.DiskRecord,
+        draft: str,
+        content: Content,
+        *,
+        name: str,
+        source: str,
+        annotations: Mapping[str, str] | None = None,
     ) -> Image:
         """Take the measured file ``draft``, made within ``working()``, as an image."""
         wanted = names.normalise(name)
@@ -290,7 +305,7 @@ class ImageStore:
             digest=_digest(manifest_blob),
             size_bytes=len(manifest_blob),
             media_type=manifest.OCI_MANIFEST,
-            annotations={SOURCE: source},
+            annotations={SOURCE: source, **(annotations or {})},
         )
         with storage_errors("store the disk"):
             self._disks.adopt(draft, content)

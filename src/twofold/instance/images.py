@@ -74,7 +74,10 @@ class ImageDesk:
     # -- for instances ------------------------------------------------------------------------
 
     async def ensure(self, name: str, operation: Operation) -> Image:
-        """As ``find``; a built-in image that is not there yet is built now."""
+        """As ``find``; a built-in image that is not there yet is built now, and an absolute path
+        is imported, unless that file was before."""
+        if name.startswith("/"):
+            return await self._of_file(name, operation)
         try:
             return self.find(name)
         except NotFound:
@@ -87,6 +90,11 @@ class ImageDesk:
                 return self.find(name)  # somebody else built it while this call waited
             except NotFound:
                 return await self.build(operation, name=wanted)
+
+    async def _of_file(self, path: str, operation: Operation) -> Image:
+        async with self._building.setdefault(path, asyncio.Lock()):
+            found = await asyncio.to_thread(_imported_before, self._store, path)
+            return found or await self.import_file(operation, path=path, name=None)
 
     async def root(self, digest: str, operation: Operation) -> ImageRoot:
         self._forget_when_changed()
@@ -171,6 +179,14 @@ class ImageDesk:
 
     async def _as_step(self, operation: Operation, title: str, work: Callable[[Progress], T]) -> T:
         return await in_thread(operation, title, work, executor=self._threads)
+
+
+def _imported_before(store: ImageStore, path: str) -> Image | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None  # the import says why, with a hint
+    return store.imported_from(file.origin_of(path, status))
 
 
 def _is_builtin(name: str) -> bool:

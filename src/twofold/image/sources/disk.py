@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from twofold.errors import InvalidInput, NoSpace
+from twofold.errors import Conflict, InvalidInput, NoSpace, NotFound
 from twofold.image import names
 from twofold.image.disks import content, detect, iso9660, partitions, qcow2, vdi, vhdx, vmdk
 from twofold.image.disks.content import Content
@@ -17,7 +17,7 @@ from twofold.image.disks.convert import convert
 from twofold.image.disks.header import Header, check_size
 from twofold.image.disks.record import DiskRecord
 from twofold.image.disks.source import Source
-from twofold.image.store import ImageStore
+from twofold.image.store import ORIGIN, ImageStore
 from twofold.image.workspace import storage_errors
 from twofold.model.image import DiskFacts, Image, ImageKind, PartitionTable
 from twofold.model.progress import Progress
@@ -46,6 +46,7 @@ def import_disk(
     path: str,
     *,
     name: str | None,
+    origin: str,
     disk_format: str,
     stated: bool,
     working: str,
@@ -53,12 +54,13 @@ def import_disk(
 ) -> Image:
     """Bring the disk in the open file into the store, within ``store.working()``.
 
-    Raises InvalidInput, Unsupported, NoSpace; the store is then unchanged.
+    Raises InvalidInput, Unsupported, NoSpace, Conflict; the store is then unchanged.
     """
     source = _source(fd, path)
     if source.size_bytes == 0:
         raise source.refuse("it is empty", hint="give a disk image or install medium")
     kind = detect.kind_of(disk_format, source, stated=stated)
+    name = name or _own_name(store, path, kind)
     draft = os.path.join(working, "disk.raw")
     with storage_errors(f"store the disk {source.shown!r}"):
         if disk_format in _INSPECTORS:
@@ -71,9 +73,25 @@ def import_disk(
         DiskRecord(kind=kind, created_at=created.strftime("%Y-%m-%dT%H:%M:%SZ"), facts=facts),
         draft,
         found,
-        name=name or names.from_file_name(path),
+        name=name,
         source=f"{facts.format} {facts.file}",
+        annotations={ORIGIN: origin},
     )
+
+
+def _own_name(store: ImageStore, path: str, kind: ImageKind) -> str:
+    """A name after the file's, unless that means something of another kind. Raises Conflict."""
+    name = names.from_file_name(path)
+    try:
+        taken = store.resolve(name).kind is not kind
+    except NotFound:
+        taken = names.is_builtin(name)
+    if taken:
+        raise Conflict(
+            f"the name {name!r}, after the file's, means something else than a {kind.value}",
+            hint=f"twofold image import {path} ANOTHER-NAME",
+        )
+    return name
 
 
 def _source(fd: int, path: str) -> Source:

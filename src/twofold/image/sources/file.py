@@ -21,7 +21,7 @@ from twofold.image.manifest import OCI_CONFIG, OCI_LAYER, REF_NAME, Descriptor, 
 from twofold.image.sources import disk
 from twofold.image.sources.archive import Archive, DirectoryArchive, Section, TarArchive, clean_name
 from twofold.image.sources.elf import architecture_of
-from twofold.image.store import ImageStore
+from twofold.image.store import ORIGIN, ImageStore
 from twofold.image.tarstream import CHUNK_BYTES, TarStream
 from twofold.image.unpack import require_digest
 from twofold.image.workspace import storage_errors
@@ -72,7 +72,7 @@ def import_file(
             finally:
                 layout.close()
     with _opened(path) as fd, storage_errors(f"import {path!r}"), store.working() as working:
-        task = _Import(store, path, name, working, progress)
+        task = _Import(store, path, name, working, progress, origin=origin_of(path, os.fstat(fd)))
         kind = disk_format or disk.recognise(fd, path) or _detect(fd, path)
         if kind not in _ARCHIVES:
             return disk.import_disk(
@@ -80,6 +80,7 @@ def import_file(
                 fd,
                 path,
                 name=name,
+                origin=task.origin,
                 disk_format=kind,
                 stated=disk_format is not None,
                 working=working,
@@ -90,6 +91,12 @@ def import_file(
         with _plain(fd, working, progress) as plain_fd:
             archive = TarArchive(plain_fd)
             return task.oci(archive) if kind == "oci" else task.docker(archive)
+
+
+def origin_of(path: str, status: os.stat_result) -> str:
+    """Tells a file from what will stand in its place later: an import need not be repeated."""
+    shown = path.encode("utf-8", "backslashreplace").decode()
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ino} {shown}"
 
 
 @contextmanager
@@ -172,8 +179,16 @@ class _Import:
     """One import: where from, under which name, how far."""
 
     def __init__(
-        self, store: ImageStore, path: str, name: str | None, working: str, progress: Progress
+        self,
+        store: ImageStore,
+        path: str,
+        name: str | None,
+        working: str,
+        progress: Progress,
+        *,
+        origin: str = "",
     ) -> None:
+        self.origin = origin
         self._store = store
         self._path = path
         self._name = name
@@ -322,6 +337,7 @@ class _Import:
             manifest_blob=manifest_blob,
             name=self._name or stated or names.from_file_name(self._path),
             source=f"{kind} {self._file_name}",
+            annotations={ORIGIN: self.origin} if self.origin else None,
         )
 
 
