@@ -26,9 +26,10 @@ from twofold.runtime.door import Door
 from twofold.runtime.holder import Holder, KeeperEndedError
 from twofold.runtime.journal import Journal
 from twofold.runtime.keeper import Keeper
-from twofold.runtime.loop import Loop
+from twofold.runtime.loop import READ, Loop
 from twofold.runtime.parts import Parts
 from twofold.runtime.sandbox import Host
+from twofold.runtime.vigil import Vigil
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,9 +39,11 @@ if TYPE_CHECKING:
     from twofold.runtime.sandbox import MonitorMain
 else:
     import _signal as signal
+    import _socket as socket
 
 _INIT_PATHS = ("/usr/bin/tini-static", "/usr/libexec/podman/catatonit", "/usr/bin/catatonit")
 _MODULE = "twofold.daemon.keeper"
+_LISTENERS = "listeners"  # the deposit of those that were made anew
 GROUP = "twofold"
 
 Deposits = dict[str, Deposit]
@@ -64,8 +67,7 @@ def main() -> int:
         # Mounts made here are never seen outside; what the host mounts later is still seen here.
         process.unshare(process.CLONE_NEWNS)
         lm.mount("", "/", flags=lm.MS_REC | lm.MS_SLAVE)
-        listener = sockets.listen(paths.keeper_socket, mode=0o600)
-        door = sockets.listen(paths.door_socket, mode=0o660, gid=_group())
+        listener, door = _listen(paths)
         deposits = recovery.recover(f"{paths.run}/instances")
     own_group = keeper_group.leave(paths.cgroup)
     household = _Household(paths, listener, door)
@@ -122,6 +124,9 @@ class _Household:
         """In a fork of the holder: be the keeper."""
         title.set_command_line(_MODULE, "--root", self._paths.root)
         process.set_process_name("twofold-keeper")
+        renewed = deposits.pop(_LISTENERS, None)
+        if renewed is not None:
+            self._listener, self._door = (socket.socket(fileno=fd) for fd in renewed.fds)
         holder_pidfd = os.pidfd_open(os.getppid())
         loop = Loop()
         lost: list[bool] = []
@@ -139,6 +144,7 @@ class _Household:
         )
         keeper = Keeper(parts, self._listener, code=self._code, ending=self._take_down)
         keeper.restore(deposits)
+        self._watch_over(parts, keeper)
         loop.run()
         if lost:
             try:
@@ -147,6 +153,30 @@ class _Household:
             except ProcessLookupError:
                 pass
             self._become(sys.executable, dict(os.environ), keeper.deposits())
+
+    def _watch_over(self, parts: Parts, keeper: Keeper) -> None:
+        """Make sockets and directories anew when somebody has removed them."""
+        paths, loop = self._paths, parts.loop
+
+        def renew() -> None:
+            os.makedirs(f"{paths.run}/instances", mode=0o700, exist_ok=True)
+            os.chmod(paths.run, 0o711)
+            _make_places(paths)
+            self._listener, self._door = _listen(paths)
+            keeper.listen_at(self._listener)
+            parts.door.listen_at(self._door)
+            # For the keepers to come, too.
+            fds = [self._listener.fileno(), self._door.fileno()]
+            parts.vault.put(_LISTENERS, {}, fds)
+
+        Vigil(
+            paths.run,
+            (os.path.basename(paths.keeper_socket), os.path.basename(paths.door_socket)),
+            renew,
+            watch=lambda fd, callback: loop.watch(fd, READ, lambda _: callback()),
+            unwatch=loop.unwatch,
+            later=loop.call_later,
+        )
 
     def _take_down(self) -> None:
         """Before the end is announced: whoever starts the next keeper binds these names anew."""
@@ -173,12 +203,23 @@ def _command(python: str, paths: Paths) -> list[str]:
     return [python, "-m", _MODULE, "--root", paths.root]
 
 
-def _host(paths: Paths) -> Host:
-    scratch = f"{paths.run}/layers"
-    mountpoint = f"{paths.run}/mnt"
+def _listen(paths: Paths) -> tuple[socket.socket, socket.socket]:
+    """For daemons, and for the CLI."""
+    listener = sockets.listen(paths.keeper_socket, mode=0o600)
+    return listener, sockets.listen(paths.door_socket, mode=0o660, gid=_group())
+
+
+def _make_places(paths: Paths) -> tuple[str, str]:
+    """Where layers are attached for a moment, and where a root is furnished."""
+    scratch, mountpoint = f"{paths.run}/layers", f"{paths.run}/mnt"
     os.makedirs(scratch, mode=0o700, exist_ok=True)
     os.makedirs(mountpoint, mode=0o755, exist_ok=True)
     os.chmod(mountpoint, 0o755)
+    return scratch, mountpoint
+
+
+def _host(paths: Paths) -> Host:
+    scratch, mountpoint = _make_places(paths)
     return Host(
         hierarchies=cgroups.detect().only(cgroups.OWN_CONTROLLERS),
         scratch_dir=scratch,

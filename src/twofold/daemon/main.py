@@ -23,7 +23,9 @@ from twofold.daemon.server import Server
 from twofold.errors import Forbidden, NoSpace, TwofoldError
 from twofold.instance import host_shutdown
 from twofold.model.paths import Paths
+from twofold.operations import TaskScope
 from twofold.operations.operation import unexpected
+from twofold.runtime.vigil import Vigil
 
 log = logging.getLogger("twofold.daemon")
 
@@ -93,6 +95,7 @@ async def serve(paths: Paths, *, ready_fd: int = -1) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.stop)
+        stack.callback(_watch_over(paths, server, house.scope).close)
         await server.serve(sockets=[sock])
         if await asyncio.to_thread(runplace.host_goes_down):
             log.info("the host goes down: instances are asked to end")
@@ -100,6 +103,25 @@ async def serve(paths: Paths, *, ready_fd: int = -1) -> None:
             await host_shutdown.end_all(house.instances)
             return
         log.info("the daemon ends; instances run on")
+
+
+def _watch_over(paths: Paths, server: Server, scope: TaskScope) -> Vigil:
+    """Make directories and socket anew when somebody has removed them."""
+    loop = asyncio.get_running_loop()
+
+    def renew() -> None:
+        runplace.make_directories(paths)
+        sock, _ = runplace.listen(paths)
+        scope.spawn(server.listen_at(sock), name="listen anew")
+
+    return Vigil(
+        paths.run,
+        (os.path.basename(paths.api_socket),),
+        renew,
+        watch=loop.add_reader,
+        unwatch=loop.remove_reader,
+        later=loop.call_later,
+    )
 
 
 def _ready(paths: Paths, ready_fd: int) -> None:

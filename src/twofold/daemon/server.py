@@ -70,6 +70,19 @@ class Server(uvicorn.Server):
         await self.on_tick(0)  # sets the default headers, once
         self._on_ready()
 
+    async def listen_at(self, sock: socket.socket) -> None:
+        """There as well, beside what is listened at already."""
+
+        def protocol() -> PatientProtocol:
+            return PatientProtocol(
+                config=self.config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+            )
+
+        loop = asyncio.get_running_loop()
+        self.servers.append(await loop.create_server(protocol, sock=sock))
+
     async def main_loop(self) -> None:
         await self._end.wait()
 

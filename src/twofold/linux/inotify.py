@@ -8,6 +8,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 MODIFY = 0x002
 MOVED_TO = 0x080
 CREATE = 0x100
+GONE = 0x040 | 0x200 | 0x400 | 0x800  # moved from, deleted; the directory itself deleted, moved
 _CLOEXEC = os.O_CLOEXEC
 _NONBLOCK = os.O_NONBLOCK
 

@@ -151,8 +151,14 @@ class Door:
         self.loop, self._listener = loop, listener
         self.parked: dict[str, DoorClient] = {}
         self.clients: set[DoorClient] = set()
+        self.listen_at(listener)
+
+    def listen_at(self, listener: socket.socket) -> None:
+        """From now on there; who stands at the door already stays."""
+        self.loop.unwatch(self._listener.fileno())
+        self._listener = listener
         listener.setblocking(False)
-        loop.watch(listener.fileno(), READ, self._accept)
+        self.loop.watch(listener.fileno(), READ, self._accept)
 
     def _accept(self, _: int) -> None:
         while True:

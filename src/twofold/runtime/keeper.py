@@ -59,8 +59,7 @@ class Keeper:
         self._starting: set[str] = set()  # executions that are not yet in their instance
         self._ended_sessions: dict[str, Event] = {}
         self._sessions = 0
-        listener.setblocking(False)
-        self._loop.watch(listener.fileno(), READ, self._accept)
+        self.listen_at(listener)
         self._operations: dict[str, Callable[[dict[str, Any], list[int], Reply], None]] = {
             "hello": self._hello,
             "create": self._create,
@@ -81,6 +80,13 @@ class Keeper:
             "upgrade": self._upgrade,
             "shutdown": self._shutdown,
         }
+
+    def listen_at(self, listener: socket.socket) -> None:
+        """From now on there; connections that are open stay."""
+        self._loop.unwatch(self._listener.fileno())
+        self._listener = listener
+        listener.setblocking(False)
+        self._loop.watch(listener.fileno(), READ, self._accept)
 
     # From one keeper to the next
 
