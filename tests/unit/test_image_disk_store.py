@@ -170,14 +170,14 @@ def test_an_import_that_is_cancelled_leaves_nothing(store: ImageStore, tmp_path:
 def test_what_kind_a_file_is(store: ImageStore, tmp_path: Path) -> None:
     floppy = raw(tmp_path, "boot.flp", FLOPPY_BYTES)
     assert import_file(store, str(floppy)).kind is ImageKind.FLOPPY
-    assert import_file(store, str(floppy), disk_format="raw").kind is ImageKind.DISK
+    assert import_file(store, str(floppy), "b", disk_format="raw").kind is ImageKind.DISK
     plain = raw(tmp_path, "plain", 1 << 20, at_510=b"\0\0", at_600=b"no mark")
     with pytest.raises(InvalidInput) as caught:
         import_file(store, str(plain))
     assert "--format raw" in caught.value.hint
     assert import_file(store, str(plain), disk_format="raw").kind is ImageKind.DISK
     with pytest.raises(InvalidInput, match="no floppy disk has 1048576 bytes"):
-        import_file(store, str(plain), disk_format="floppy")
+        import_file(store, str(plain), "c", disk_format="floppy")
     with pytest.raises(InvalidInput, match="unknown disk format 'qcow9'"):
         import_file(store, str(plain), disk_format="qcow9")
 

@@ -10,6 +10,7 @@ from fake_house import IMAGE
 
 from twofold.errors import NotFound
 from twofold.image.sources import bootstrap
+from twofold.image.store import ImageStore
 from twofold.instance import images
 from twofold.instance.images import ImageDesk
 from twofold.model.image import Image
@@ -137,4 +138,19 @@ async def test_builds_do_not_hold_up_short_work(
     assert await asyncio.wait_for(asyncio.to_thread(lambda: 42), 5) == 42
     release.set()
     assert await asyncio.gather(*many) == [IMAGE] * len(many)
+    desk.close()
+
+
+async def test_a_path_is_imported_once(tmp_path: Path) -> None:
+    """Where a name is wanted a file does as well; the same file is not imported twice."""
+    path = tmp_path / "boot.img"
+    path.write_bytes(bytes(510) + b"\x55\xaa" + bytes(1440 * 1024 - 512))
+    desk = ImageDesk(ImageStore(str(tmp_path / "images")), str(tmp_path / "images"), dict)
+    operation = Operation("x")
+    first, second = await asyncio.gather(*(desk.ensure(str(path), operation) for _ in range(2)))
+    assert first == second
+    assert first.names == ["boot:latest"]
+    assert [step.title for step in operation.steps] == ["Importing boot.img"]
+    with pytest.raises(NotFound, match="no-such"):
+        await desk.ensure(str(tmp_path / "no-such.img"), operation)
     desk.close()

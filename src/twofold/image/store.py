@@ -133,10 +133,10 @@ class ImageStore:
 
     def imported_from(self, origin: str) -> Image | None:
         """The image that was made of this very file (``sources.file.origin_of``), if it is here."""
-        found = {
-            item.digest for item in self._read_index() if item.annotations.get(ORIGIN) == origin
-        }
-        return self.resolve(found.pop()) if found else None
+        for item in self._read_index():
+            if item.annotations.get(ORIGIN) == origin:
+                return self.resolve(item.digest)
+        return None
 
     # -- names -----------------------------------------------------------------------------
 
