@@ -355,7 +355,7 @@ def test_with_image_the_first_word_is_the_name(tmp_path: Path) -> None:
         "disks": [{"size_bytes": 64 << 30}, {"image": "data"}],
         "boot": ["cdrom", "disk"],
     }
-    assert spec_of("run freedos --floppy x --usb 046D:C31C --pci 01:00.0 --tpm off")[
+    assert spec_of("run --floppy x --usb 046D:C31C --pci 01:00.0 --tpm off freedos")[
         "host_devices"
     ] == [{"bus": "usb", "address": "046d:c31c"}, {"bus": "pci", "address": "0000:01:00.0"}]
 
@@ -366,10 +366,10 @@ def test_with_image_the_first_word_is_the_name(tmp_path: Path) -> None:
         ("run", "missing: IMAGE"),
         ("create --image a b c", "one too many"),
         ("create --image a --name b c", "two names"),
-        ("create a --disk lots", "not a size"),
-        ("create a --usb 046d", "VENDOR:PRODUCT"),
-        ("create a --pci 01:00.0,x=y", "not like"),
-        ("run debian --hardware emulated", "virtual machine"),
+        ("create --disk lots a", "not a size"),
+        ("create --usb 046d a", "VENDOR:PRODUCT"),
+        ("create --pci 01:00.0,x=y a", "not like"),
+        ("run --hardware emulated debian", "virtual machine"),
     ],
 )
 def test_what_makes_no_machine(line: str, message: str) -> None:

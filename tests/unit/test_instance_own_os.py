@@ -7,7 +7,7 @@ import pytest
 
 from twofold.errors import InvalidInput, TwofoldError, Unsupported
 from twofold.hypervisor import bare_devices
-from twofold.instance import own_os
+from twofold.instance import own_os, own_os_hardware
 from twofold.instance.own_os import Fitting
 from twofold.instance.place import Allocation, Place
 from twofold.instance.walls import word_of
@@ -36,9 +36,14 @@ def settled(kind: str, **wish: Any) -> InstanceSpec:
 
 def test_a_disk_gets_the_vm_wall_and_emulated_hardware_unless_something_was_said() -> None:
     spec = settled("disk")
-    assert (spec.media, spec.isolation.value, spec.hardware.value) == ("disk", "vm", "emulated")
+    assert (spec.media, spec.isolation.value) == ("disk", "vm")
     assert word_of(spec) == "own-os"
-    assert settled("disk", hardware="virtio").hardware.value == "virtio"
+    fitting, _ = own_os_hardware.choose(spec, image("disk"))
+    assert fitting.profile == "emulated"
+    assert fitting.hardware == bare_devices.UNKNOWN
+    assert own_os.fitted(spec, own_os_hardware.facts(fitting)).hardware.value == "emulated"
+    asked = settled("disk", hardware="virtio")
+    assert own_os_hardware.choose(asked, image("disk"))[0].hardware.disk_bus == "virtio-blk"
     assert word_of(settled("root", isolation="vm")) == "vm"
 
 
@@ -154,3 +159,16 @@ def test_the_plan_is_a_machine_in_a_jail_with_no_kernel_of_ours() -> None:
 def test_a_fitting_survives_being_written_down() -> None:
     fitting = Fitting(hardware=bare_devices.VIRTIO, os="debian12", reasons={"a": "b"})
     assert own_os.fitting_from_dict(fitting.to_dict()) == fitting
+
+
+def test_every_choice_has_its_rule_and_the_user_goes_first() -> None:
+    fitting, _ = own_os_hardware.choose(settled("cdrom", os="win11", tpm=False), image("cdrom"))
+    assert fitting.os == "win11"
+    assert fitting.firmware.startswith("uefi")
+    assert not fitting.tpm
+    said = own_os_hardware.facts(fitting)["chosen"]
+    assert "operating system win11: --os" in said
+    assert "tpm no: asked for" in said
+    assert any(line.startswith("disk ") for line in said)
+    with pytest.raises(TwofoldError, match="win1l"):
+        own_os_hardware.choose(settled("cdrom", os="win1l"), image("cdrom"))

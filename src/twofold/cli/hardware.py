@@ -95,6 +95,12 @@ def image(text: str) -> str:
     return path if named_as_file and os.path.isfile(path) else text
 
 
+def profile(text: str) -> str:
+    if text not in ("emulated", "virtio"):
+        raise argparse.ArgumentTypeError(f"hardware {text!r} is neither emulated nor virtio")
+    return text
+
+
 def disk(text: str) -> dict[str, Any]:
     if text.startswith("/dev/"):
         return {"device": text}

@@ -229,7 +229,7 @@ def _image_and_name(args: argparse.Namespace) -> tuple[str, str | None]:
     if args.command:
         raise UsageError(
             f"with --image comes one word, the name; {args.command[0]!r} is one too many",
-            hint="a machine with an operating system of its own takes no command",
+            hint="options go before the name; there is no command",
         )
     if args.image and args.name:
         raise UsageError(f"two names: {args.image!r} and {args.name!r}")

@@ -23,6 +23,7 @@ import subprocess
 import tempfile
 
 from twofold.errors import NoSpace, Unsupported
+from twofold.hypervisor.bare_devices import NICS
 from twofold.hypervisor.interpreter import resolve_libraries
 from twofold.hypervisor.monitor_shares import DIOD, USER
 from twofold.model.progress import Progress
@@ -36,13 +37,24 @@ _FIRMWARE = (
     "keymaps/en-us",  # the VNC server does not start without one
 )
 _MODULE_GLOBS = ("/usr/lib/*/qemu", "/usr/lib64/qemu", "/usr/lib/qemu")
-_MODULES = ("accel-tcg-x86_64.so",)
+_MODULES = (
+    "accel-tcg-x86_64.so",
+    # Graphics of machines with an OS of their own, and USB devices of the host.
+    *("hw-display-virtio-gpu.so", "hw-display-virtio-gpu-pci.so", "hw-display-virtio-vga.so"),
+    "hw-usb-host.so",
+)
+# For machines with an OS of their own, where the host has them: other graphics, and what a network
+# card boots from when that was asked for.
+_OPTIONAL_FIRMWARE = (
+    *("vgabios-virtio.bin", "vgabios-cirrus.bin"),
+    *(nic.boot_rom for nic in NICS.values()),
+)
 _MOUNT_POINTS = ("boot", "shares", "dev", "proc", "tmp", "run", "sys", "etc", "old-root")
 _ACCOUNTS = {
     "passwd": f"{USER}:x:{USER_ID}:{USER_ID}::/:/nonexistent\n",
     "group": f"{USER}:x:{USER_ID}:\n",
 }
-_FORMAT = 4  # raise it when the layout changes
+_FORMAT = 5  # raise it when the layout changes
 
 
 def ensure(cache_dir: str, progress: Progress) -> str:
@@ -103,12 +115,14 @@ def _firmware() -> list[str]:
     done = subprocess.run([QEMU, "-L", "help"], capture_output=True, text=True, timeout=10)
     folders = done.stdout.split()
     found = []
-    for name in _FIRMWARE:
+    for name in (*_FIRMWARE, *_OPTIONAL_FIRMWARE):
         for folder in folders:
             if os.path.exists(f"{folder}/{name}"):
                 found.append(f"{folder}/{name}")
                 break
         else:
+            if name in _OPTIONAL_FIRMWARE:
+                continue
             raise Unsupported(
                 f"QEMU's firmware file {name!r} is in none of {folders!r}",
                 hint="apt-get install --reinstall qemu-system-data seabios",

@@ -22,6 +22,7 @@ from twofold.instance.forking import Forks
 from twofold.instance.lifecycle import Lifecycle
 from twofold.instance.limits import Limits
 from twofold.instance.opening import Opening
+from twofold.instance.own_os_changes import Refitting
 from twofold.instance.own_os_wall import OwnOsWall
 from twofold.instance.process import arguments, environment, working_dir
 from twofold.instance.record import Record
@@ -50,10 +51,11 @@ class InstanceManager:
             ranges=rooms.ranges,
             scope=rooms.scope,
         )
+        own_os_wall = OwnOsWall(rooms.keeper, rooms.images, rooms.machines)
         walls: dict[str, Wall] = {
             "container": ContainerWall(rooms.keeper),
             "vm": VmWall(rooms.keeper, rooms.images, rooms.machines, self.templates),
-            "own-os": OwnOsWall(rooms.keeper, rooms.images, rooms.machines),
+            "own-os": own_os_wall,
         }
         self.rooms = rooms
         self.records = rooms.records
@@ -63,6 +65,7 @@ class InstanceManager:
         self.gauge = Gauge(rooms)
         self.exposer = Exposer(rooms, self.gauge)
         self.limits = Limits(rooms, walls, self.gauge)
+        self.refitting = Refitting(rooms, own_os_wall)
         self.forks = Forks(rooms, self)
         self.screens = Screens(rooms.paths)
         self._allocating = asyncio.Lock()
@@ -99,7 +102,7 @@ class InstanceManager:
             try:
                 facts = await make_directory(record, wall, directory, operation)
                 if facts:
-                    await self.records.save(record, facts=facts)
+                    await self.records.save(record, facts=facts, spec=own_os.fitted(spec, facts))
                 write_facts(record, directory)
             except OSError as error:
                 raise _no_room(error, directory) from error

@@ -65,6 +65,7 @@ class Fitting:
     go back to."""
 
     hardware: Hardware
+    profile: str = "emulated"  # virtio where disk and network are
     firmware: str = "bios"
     tpm: bool = False
     os: str = ""  # its id in osinfo, "" where nobody knows
@@ -84,6 +85,8 @@ def fitting_from_dict(data: dict[str, Any]) -> Fitting:
 
 def settle(spec: InstanceSpec, image: Image) -> InstanceSpec:
     """``spec`` as it is meant for this kind of image. Raises InvalidInput, Unsupported."""
+    if spec.image.startswith("/") and image.names:  # a file has become an image with a name
+        spec = spec.model_copy(update={"image": image.names[0]})
     if image.kind is ImageKind.ROOT:
         for name, option in _OF_A_MACHINE.items():
             if _said(spec, name):
@@ -109,8 +112,6 @@ def settle(spec: InstanceSpec, image: Image) -> InstanceSpec:
                 hint=f"leave {option} out, and set it up inside",
             )
     update: dict[str, Any] = {"media": image.kind.value, "isolation": Isolation.VM}
-    if "hardware" not in spec.model_fields_set:
-        update["hardware"] = Profile.EMULATED
     if image.kind is ImageKind.CDROM:
         update["cdrom"] = [spec.image, *spec.cdrom]
     if image.kind is ImageKind.FLOPPY:
@@ -121,6 +122,13 @@ def settle(spec: InstanceSpec, image: Image) -> InstanceSpec:
             )
         update["floppy"] = spec.image
     return spec.model_copy(update=update)
+
+
+def fitted(spec: InstanceSpec, facts: dict[str, Any]) -> InstanceSpec:
+    """``spec`` with the hardware that was chosen where the user said nothing."""
+    if spec.media == "root":
+        return spec
+    return spec.model_copy(update={"hardware": Profile(facts["hardware"])})
 
 
 def _said(spec: InstanceSpec, name: str) -> bool:
@@ -165,10 +173,10 @@ def drives(spec: InstanceSpec, directory: str) -> tuple[Drive, ...]:
             found.append(Drive(kind="disk", path=wish.device, block_device=True))
         else:
             found.append(Drive(kind="disk", path=disk_file(directory, len(found))))
-    discs = [Drive(kind="cdrom", path=disc_file(directory, at)) for at in range(len(spec.cdrom))]
-    found += discs or [Drive(kind="cdrom")]
-    if spec.floppy:
-        found.append(Drive(kind="floppy", path=floppy_file(directory)))
+    for at, name in enumerate(spec.cdrom or [""]):
+        found.append(Drive(kind="cdrom", path=disc_file(directory, at) if name else ""))
+    if spec.floppy is not None:
+        found.append(Drive(kind="floppy", path=floppy_file(directory) if spec.floppy else ""))
     return tuple(found)
 
 

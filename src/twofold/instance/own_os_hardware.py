@@ -1,32 +1,105 @@
-"""Which devices a machine with an operating system of its own gets, and why. Pure.
+"""Which devices a machine with an operating system of its own gets, and why.
 
-Nothing is guessed silently: every choice comes with the rule that made it, which ``show`` prints.
+What is known of systems is ``osinfo``'s; here its words become devices, and what the user said goes
+first. Nothing is guessed silently: every choice comes with its rule, which ``show`` prints. Reads
+the database of systems: call it in a thread.
 """
 
+import os
 from typing import Any
 
-from twofold.hypervisor.bare_devices import UNKNOWN, VIRTIO, on_board
+from twofold import osinfo
+from twofold.hypervisor.bare_devices import Hardware
 from twofold.instance.own_os import Fitting
 from twofold.model.image import Image
-from twofold.model.instance import Hardware, InstanceSpec
+from twofold.model.instance import InstanceSpec
+
+# What is left out of ``show``: it says nothing that a user could change or see.
+_UNSAID = frozenset({"sound", "cpu_flags", "virtio_legacy", "disk_bytes"})
 
 
-def choose(spec: InstanceSpec, image: Image) -> Fitting:
-    """The devices for what ``image`` holds, as far as that is known. Raises NotFound for an
-    unknown ``--os``."""
-    virtio = spec.hardware is Hardware.VIRTIO
-    hardware = VIRTIO if virtio else UNKNOWN
-    rule = "--hardware virtio" if virtio else "nobody knows this system: what most had drivers for"
-    firmware = "bios" if spec.firmware == "auto" else spec.firmware
-    if firmware == "uefi-secure":
-        hardware = on_board(hardware, "q35")
-    return Fitting(hardware=hardware, firmware=firmware, reasons={"devices": rule})
+def choose(
+    spec: InstanceSpec, image: Image, *, hardware: str = "", drivers: frozenset[str] = frozenset()
+) -> tuple[Fitting, tuple[str, ...]]:
+    """The devices for what ``image`` holds, as far as that is known, and warnings.
+
+    ``hardware`` in place of what the spec says. Raises NotFound for an unknown ``--os``.
+    """
+    system, rule = _system(spec, image)
+    said = "hardware" in spec.model_fields_set
+    choice = osinfo.choose(
+        system,
+        hardware=hardware or (spec.hardware.value if said else "auto"),
+        firmware=spec.firmware,
+        media_only=spec.media != "disk" and not spec.disks,
+        facts=image.disk,
+        drivers=drivers,
+    )
+    reasons = {"operating system": rule}
+    for name, reason in choice.reasons.items():
+        if name not in _UNSAID:
+            reasons[name] = f"{_shown(name, getattr(choice, name))}: {reason}"
+    tpm = choice.tpm if spec.tpm is None else spec.tpm
+    if spec.tpm is not None:
+        reasons["tpm"] = f"{'yes' if tpm else 'no'}: asked for"
+    uefi = choice.firmware != "bios"
+    if uefi and not choice.acpi:
+        reasons["acpi"] = "yes: UEFI firmware finds the machine by it"
+    fitting = Fitting(
+        hardware=Hardware(
+            board=choice.machine,
+            disk_bus=choice.disk,
+            cdrom_bus=choice.cdrom,
+            nic=choice.nic,
+            video=choice.video,
+            usb=choice.usb,
+            inputs=choice.input,
+            clock=choice.clock,
+            cpu=choice.cpu,
+            acpi=choice.acpi or uefi,
+            hpet=choice.hpet,
+            rng=choice.rng,
+            balloon=choice.balloon,
+            agent_port=choice.agent_port,
+        ),
+        profile=choice.hardware,
+        firmware=choice.firmware,
+        tpm=tpm,
+        os=system.id if system else "",
+        memory_bytes=choice.memory_bytes,
+        vcpus=max(1, min(choice.vcpus, os.cpu_count() or 1)),
+        reasons=reasons,
+    )
+    return fitting, tuple(choice.warnings)
+
+
+def _system(spec: InstanceSpec, image: Image) -> tuple[osinfo.System | None, str]:
+    if spec.os:
+        system = osinfo.find(spec.os)
+        return system, f"{system.id}: --os"
+    match = osinfo.identify(image.disk) if image.disk else None
+    if match is None:
+        return None, "unknown: nothing on it tells; --os ID does"
+    doubt = "" if match.certain else " (a guess; --os ID knows better)"
+    return match.system, f"{match.system.id}: {match.rule}{doubt}"
+
+
+def _shown(name: str, value: object) -> str:
+    if name == "memory_bytes":
+        return f"{int(str(value)) >> 20} MiB"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
 
 
 def facts(fitting: Fitting) -> dict[str, Any]:
     """What ``show`` says of it."""
     return {
+        "hardware": fitting.profile,
         "operating_system": fitting.os or "unknown",
         "firmware": fitting.firmware,
-        "devices": [f"{key}: {sentence}" for key, sentence in fitting.reasons.items()],
+        "chosen": [
+            f"{name.removesuffix('_bytes')} {sentence}"
+            for name, sentence in fitting.reasons.items()
+        ],
     }

@@ -37,7 +37,9 @@ class OwnOsWall:
     ) -> dict[str, Any]:
         spec = record.spec
         image = self._images.find(record.image_digest)
-        fitting = await asyncio.to_thread(own_os_hardware.choose, spec, image)
+        fitting, warnings = await asyncio.to_thread(own_os_hardware.choose, spec, image)
+        for warning in warnings:
+            operation.warn(warning, f"twofold show {record.name}")
         if fitting.firmware != "bios":
             files = await asyncio.to_thread(firmware.find, fitting.firmware)
             await asyncio.to_thread(own_os_files.copy_of, files.nvram, own_os.nvram_file(directory))

@@ -166,6 +166,11 @@ class InstanceChange(Strict):
     memory_bytes: MemoryBytes | None = Field(default=None, examples=[512 << 20])
     pids: Pids | None = None
     restart: RestartPolicy = Field(default="no", examples=["unless-stopped"])
+    cdrom: Line | None = Field(default=None, description="in the first CD drive; null: nothing")
+    floppy: Line | None = Field(default=None, description="in the floppy drive; null: nothing")
+    boot: list[BootFrom] | None = Field(default=None, max_length=4)
+    hardware: Hardware = Field(default=Hardware.EMULATED, description="while it is stopped")
+    os: Line | None = Field(default=None, description="which system it runs, while it is stopped")
 
 
 class Instance(BaseModel):

@@ -98,7 +98,8 @@ async def change_instance(request: Request, name: str, body: InstanceChange) -> 
     record = house.instances.find(name)
 
     async def work(operation: Operation) -> Any:
-        await house.instances.limits.change(record, body, operation)
+        if not await house.instances.refitting.change(record, body, operation):
+            await house.instances.limits.change(record, body, operation)
         return record.view()
 
     return await operation_reply(request, house.operations.start("instance.change", work))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from twofold.cli import arguments, several
+from twofold.cli import arguments, hardware, several
 from twofold.cli.arguments import Parser, UsageError
 from twofold.client.transport import url
 
@@ -17,18 +17,33 @@ EXAMPLES = (
     "twofold set web memory=1g",
     "twofold set web db cpus=1.5 pids=500",
     "twofold set web memory=none restart=unless-stopped",
+    "twofold set win cdrom=./virtio-win.iso",
+    "twofold set bsd boot=cdrom,disk",
+    "twofold set box hardware=virtio",
 )
 DESCRIPTION = """\
 cpus=N, memory=SIZE and pids=N take the values of run; none takes a limit away. restart=POLICY is as
 in run. A container obeys at once. A virtual machine gets less or more time on the processors it
 has, and its limit of processes; more processors and other memory it gets at its next start, which
-is said. What is set is kept: show has it, and every later start."""
+is said. What is set is kept: show has it, and every later start.
+
+Of a machine with an operating system of its own: cdrom=IMAGE and floppy=IMAGE put a disc or a disk
+into the drive, also while it runs, none takes it out; boot=KIND,… is the order from the next start
+on. While it is stopped, os=ID says what it runs, and hardware=virtio moves it to devices that a
+system with the drivers is faster with; hardware=emulated goes back to what it had."""
 KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "cpus": ("cpus", arguments.cpus),
     "memory": ("memory_bytes", arguments.memory),
     "pids": ("pids", arguments.count),
     "restart": ("restart", arguments.restart_policy),
+    "cdrom": ("cdrom", hardware.image),
+    "floppy": ("floppy", hardware.image),
+    "boot": ("boot", hardware.boot_order),
+    "hardware": ("hardware", hardware.profile),
+    "os": ("os", str),
 }
+
+_NEVER_NONE = ("restart", "hardware", "os")
 
 
 def configure(parser: Parser) -> None:
@@ -70,7 +85,7 @@ def changes(words: list[str]) -> dict[str, Any]:
         if field in body:
             raise UsageError(f"{key} is set twice: {word!r}")
         try:
-            body[field] = None if value == "none" and key != "restart" else parse(value)
+            body[field] = None if value == "none" and key not in _NEVER_NONE else parse(value)
         except argparse.ArgumentTypeError as error:
             raise UsageError(f"{key}: {error}", hint=f"twofold set NAME {key}=…") from None
     return body

@@ -1,0 +1,191 @@
+"""Change the drives and the hardware of a machine with an operating system of its own.
+
+Media are changed while it runs, the rest while it does not. Other hardware is given only to a
+system that is known to have the drivers, and what it had before is remembered: there is a way back.
+"""
+
+import asyncio
+import logging
+import os
+from dataclasses import replace
+from typing import Any
+
+from twofold.errors import Conflict, InvalidInput, NotFound, Unsupported
+from twofold.hypervisor import firmware, media
+from twofold.instance import own_os, own_os_files, own_os_hardware, states
+from twofold.instance.collaborators import Collaborators
+from twofold.instance.facts import write_facts
+from twofold.instance.own_os import Fitting
+from twofold.instance.own_os_wall import OwnOsWall
+from twofold.instance.record import Record
+from twofold.model.instance import InstanceChange, InstanceSpec
+from twofold.operations import Operation
+
+FIELDS = frozenset({"cdrom", "floppy", "boot", "hardware", "os"})
+
+log = logging.getLogger("twofold.instance")
+
+
+class Refitting:
+    def __init__(self, rooms: Collaborators, wall: OwnOsWall) -> None:
+        self._rooms, self._wall = rooms, wall
+
+    async def change(self, record: Record, wanted: InstanceChange, operation: Operation) -> bool:
+        """Whether the wish was of this kind: it is then fulfilled.
+
+        Raises InvalidInput, Conflict, Unsupported; nothing has changed then.
+        """
+        changes = wanted.model_dump(exclude_unset=True)
+        ours = changes.keys() & FIELDS
+        if not ours:
+            return False
+        if not record.has_own_os:
+            raise InvalidInput(
+                f"{', '.join(sorted(ours))} cannot be set: {record.name!r} runs from a file system "
+                "image, not an operating system of its own",
+                hint="twofold create --image FILE.iso --disk 64g NAME",
+            )
+        if changes.keys() - FIELDS:
+            raise InvalidInput(
+                "drives and hardware are set apart from limits", hint="use two commands"
+            )
+        async with record.lock:
+            if record.removed:
+                raise NotFound(f"no instance {record.name!r}: it was removed", hint="twofold list")
+            states.check("set", record.state, record.name)
+            if "hardware" in ours or "os" in ours:
+                await self._refit(record, changes, operation)
+            if "cdrom" in ours:
+                await self._change_disc(record, changes["cdrom"] or "", operation)
+            if "floppy" in ours:
+                await self._change_floppy(record, changes["floppy"] or "", operation)
+            if "boot" in ours:
+                await self._save(record, {"boot": changes["boot"] or []})
+                if record.active:
+                    operation.warn(
+                        f"{record.name!r} boots in that order from its next start on",
+                        f"twofold restart {record.name}",
+                    )
+        return True
+
+    # -- media --------------------------------------------------------------------------------
+
+    async def _change_disc(self, record: Record, name: str, operation: Operation) -> None:
+        path = own_os.disc_file(self._directory(record), 0)
+        draft = f"{path}.next"
+        if name:
+            await self._wall.put_disc(name, draft, operation)
+        await self._swap(record, "cdrom0", draft if name else "", path, read_only=True)
+        await self._save(record, {"cdrom": [name, *record.spec.cdrom[1:]]})
+
+    async def _change_floppy(self, record: Record, name: str, operation: Operation) -> None:
+        path = own_os.floppy_file(self._directory(record))
+        if record.active and record.spec.floppy is None:
+            raise Conflict(
+                f"{record.name!r} runs without a floppy drive", hint=f"twofold stop {record.name}"
+            )
+        draft = f"{path}.next"
+        if name:
+            await self._wall.put_floppy(name, draft, operation)
+        await self._swap(record, "floppy0", draft if name else "", path, read_only=False)
+        # Empty, the drive stays: a machine that lost it could not be given a disk while it runs.
+        await self._save(record, {"floppy": name})
+
+    async def _swap(
+        self, record: Record, drive: str, draft: str, path: str, *, read_only: bool
+    ) -> None:
+        """Into the drive first, because QEMU may refuse; then to where the next start looks."""
+        try:
+            if record.active:
+                socket = f"{self._rooms.paths.instance_run(record.id)}/qmp.sock"
+                await media.change(socket, drive, draft, read_only=read_only)
+            if draft:
+                os.rename(draft, path)
+            else:
+                own_os_files.remove(path)
+        except BaseException:
+            if draft:
+                own_os_files.remove(draft)
+            raise
+
+    # -- hardware -----------------------------------------------------------------------------
+
+    async def _refit(self, record: Record, changes: dict[str, Any], operation: Operation) -> None:
+        if record.active:
+            raise Conflict(
+                f"{record.name!r} is {record.state.value}: its hardware is changed while it is off",
+                hint=f"twofold stop {record.name}",
+            )
+        directory = self._directory(record)
+        has = await asyncio.to_thread(own_os_files.read_fitting, directory)
+        update: dict[str, Any] = {name: changes[name] for name in ("os",) if name in changes}
+        wanted = str(changes.get("hardware") or has.profile)
+        spec = record.spec.model_copy(update=update)
+        gets = _way_back(has, wanted) if "os" not in changes else None
+        if gets is None:
+            gets = await asyncio.to_thread(self._choose, spec, record, has, wanted, operation)
+        remembered = {name: item for name, item in has.to_dict().items() if name != "before"}
+        gets = replace(gets, before=remembered)
+        async with operation.step(_in_words(record.name, has, gets)):
+            if gets.firmware != "bios" and not os.path.exists(own_os.nvram_file(directory)):
+                files = await asyncio.to_thread(firmware.find, gets.firmware)
+                nvram = own_os.nvram_file(directory)
+                await asyncio.to_thread(own_os_files.copy_of, files.nvram, nvram)
+            await asyncio.to_thread(own_os_files.write_fitting, directory, gets)
+            facts = {**record.facts, **own_os_hardware.facts(gets)}
+            await self._save(record, {**update, "hardware": gets.profile}, facts=facts)
+
+    def _choose(
+        self, spec: InstanceSpec, record: Record, has: Fitting, wanted: str, operation: Operation
+    ) -> Fitting:
+        """What a system that is known to have the drivers gets. Raises Unsupported."""
+        image = self._rooms.images.find(record.image_digest)
+        # What it was installed with decides how it boots: a new disk bus it may learn, new
+        # firmware not.
+        spec = spec.model_copy(update={"firmware": has.firmware})
+        known = spec if spec.os or not has.os else spec.model_copy(update={"os": has.os})
+        gets, warnings = own_os_hardware.choose(known, image, hardware=wanted)
+        if wanted == "virtio" and not gets.os:
+            raise Unsupported(
+                f"nobody knows which system {record.name!r} runs, so neither whether it has virtio "
+                "drivers: without one for its disk it would not start again",
+                hint=f"twofold set {record.name} os=ID hardware=virtio (twofold os list)",
+            )
+        if wanted == "virtio" and not gets.hardware.disk_bus.startswith("virtio"):
+            raise Unsupported(
+                f"{gets.os} has no virtio driver for disks: {' '.join(warnings) or 'none known'}",
+                hint=f"twofold os show {gets.os}",
+            )
+        for warning in warnings:
+            operation.warn(warning, f"twofold show {record.name}")
+        return gets
+
+    async def _save(
+        self, record: Record, update: dict[str, Any], facts: dict[str, Any] | None = None
+    ) -> None:
+        spec = InstanceSpec.model_validate({**record.spec.model_dump(), **update})
+        await self._rooms.records.save(record, spec=spec, facts=facts or record.facts)
+        write_facts(record, self._directory(record))
+
+    def _directory(self, record: Record) -> str:
+        return self._rooms.paths.instance_dir(record.id)
+
+
+def _way_back(has: Fitting, wanted: str) -> Fitting | None:
+    """What it had before, when that is what is wanted."""
+    if has.profile == wanted:
+        return has
+    if has.before is not None and has.before.get("profile") == wanted:
+        return own_os.fitting_from_dict(has.before)
+    return None
+
+
+def _in_words(name: str, has: Fitting, gets: Fitting) -> str:
+    before, after = has.to_dict()["hardware"], gets.to_dict()["hardware"]
+    changed = [
+        f"{key.replace('_', ' ')} {before[key]} → {after[key]}"
+        for key in before
+        if before[key] != after[key]
+    ]
+    back = f"; back: twofold set {name} hardware={has.profile}" if changed else ""
+    return f"Refitting {name}: {', '.join(changed) or 'nothing changes'}{back}"

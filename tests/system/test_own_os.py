@@ -1,0 +1,154 @@
+"""Machines that boot an operating system of their own: the whole life of one, media, hardware.
+
+The system is one sector long (``tiny_os.py``), so a boot costs a second.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_os
+from lone import wait_for
+
+from twofold.model.paths import Paths
+
+Runner = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+def show(twofold: Runner, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(twofold("show", name, "--json", check=True).stdout)
+    return found
+
+
+def said(twofold: Runner, name: str) -> list[str]:
+    """The lines of its serial port, of all its boots."""
+    text = twofold("logs", "--console", name, check=True).stdout.decode(errors="replace")
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def type_to(twofold_root: str, instance_id: str, text: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(f"{Paths(twofold_root).instance_run(instance_id)}/serial.sock")
+        sock.sendall(text)
+
+
+def daemon_pid(twofold: Runner) -> int:
+    pid: int = json.loads(twofold("version", "--json", check=True).stdout)["daemon"]["pid"]
+    return pid
+
+
+@pytest.fixture(scope="module")
+def tiny(twofold: Runner, tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tiny_os.disk(tmp_path_factory.mktemp("tiny") / "tiny.raw", "TINY")
+    twofold("image", "import", file, "tiny", check=True)
+    return "tiny"
+
+
+def test_the_life_of_a_machine_with_an_operating_system_of_its_own(
+    twofold: Runner, twofold_root: str, tiny: str, no_leaks: object
+) -> None:
+    twofold("run", "-d", "--name", "own", "--memory", "64m", "--disk", "8m", tiny, check=True)
+    wait_for(lambda: "TINY" in said(twofold, "own"))
+    shown = show(twofold, "own")
+    assert shown["spec"]["isolation"] == "vm"
+    assert shown["isolation_facts"]["operating_system"] == "unknown"
+    assert any(line.startswith("disk ide: ") for line in shown["isolation_facts"]["chosen"])
+    for verb in (("exec", "own", "ls"), ("cp", "own:/x", "/tmp"), ("top", "own"), ("fork", "own")):
+        refused = twofold(*verb)
+        assert refused.returncode == 125, verb
+        assert b"qemu-guest-agent" in refused.stderr, verb
+    # A reboot is the guest's own affair.
+    type_to(twofold_root, shown["id"], b"r")
+    wait_for(lambda: said(twofold, "own").count("TINY") == 2)
+    twofold("pause", "own", check=True)
+    assert show(twofold, "own")["state"] == "paused"
+    os.kill(daemon_pid(twofold), signal.SIGKILL)
+    assert show(twofold, "own")["state"] == "paused"
+    twofold("resume", "own", check=True)
+    type_to(twofold_root, shown["id"], b"!")
+    wait_for(lambda: "!" in said(twofold, "own"))
+    twofold("stop", "own", check=True)  # by the power button
+    assert show(twofold, "own")["exit_code"] == 0
+    twofold("start", "own", check=True)
+    wait_for(lambda: said(twofold, "own").count("TINY") == 3)
+    type_to(twofold_root, shown["id"], b"q")
+    wait_for(lambda: show(twofold, "own")["state"] == "stopped")
+    assert show(twofold, "own")["exit_code"] == 0
+    twofold("rm", "own", check=True)
+
+
+def test_one_that_does_not_hear_the_power_button_is_switched_off(
+    twofold: Runner, tmp_path: Path, no_leaks: object
+) -> None:
+    file = tiny_os.disk(tmp_path / "deaf.raw", "DEAF", deaf=True)
+    twofold("run", "-d", "--name", "deaf", "--memory", "64m", file, check=True)
+    wait_for(lambda: "DEAF" in said(twofold, "deaf"))
+    twofold("stop", "-t", "1", "deaf", check=True)
+    assert show(twofold, "deaf")["exit_code"] == 137
+    twofold("rm", "deaf", check=True)
+    twofold("image", "rm", "deaf", check=True)
+
+
+def test_discs_are_changed_while_it_runs(
+    twofold: Runner, twofold_root: str, tmp_path: Path, no_leaks: object
+) -> None:
+    one, two = (tiny_os.disc(tmp_path / f"{name}.iso", name.upper()) for name in ("one", "two"))
+    made = ("create", "--vm", "--memory", "64m", "--image", one, "--disk", "8m", "discs")
+    twofold(*made, check=True)
+    twofold("start", "discs", check=True)  # an empty disk boots nothing: the disc is next
+    wait_for(lambda: "ONE" in said(twofold, "discs"))
+    instance_id = show(twofold, "discs")["id"]
+    twofold("set", "discs", f"cdrom={two}", check=True)
+    twofold("image", "rm", "two", check=True)  # it has a link of its own
+    type_to(twofold_root, instance_id, b"r")
+    wait_for(lambda: "TWO" in said(twofold, "discs"))
+    twofold("set", "discs", "cdrom=none", check=True)
+    twofold("set", "discs", f"cdrom={two}", check=True)
+    twofold("stop", "discs", check=True)
+    twofold("start", "discs", check=True)
+    wait_for(lambda: said(twofold, "discs").count("TWO") == 2)
+    refused = twofold("set", "discs", "cdrom=tiny-that-is-none")
+    assert refused.returncode != 0
+    refused = twofold("set", "discs", "hardware=virtio")
+    assert b"while it is off" in refused.stderr
+    twofold("rm", "-f", "discs", check=True)
+    twofold("image", "rm", "one", check=True)
+    twofold("image", "rm", "two", check=True)
+
+
+def test_hardware_is_changed_for_a_system_that_has_the_drivers_and_back(
+    twofold: Runner, tiny: str, no_leaks: object
+) -> None:
+    twofold("create", "--vm", "--hardware", "emulated", "--memory", "64m", "--name", "hw", tiny)
+    refused = twofold("set", "hw", "hardware=virtio")
+    assert refused.returncode != 0
+    assert b"twofold os list" in refused.stderr
+    before = show(twofold, "hw")["isolation_facts"]["chosen"]
+    twofold("set", "hw", "os=debian12", "hardware=virtio", check=True)
+    shown = show(twofold, "hw")
+    assert shown["spec"]["hardware"] == "virtio"
+    assert any(line.startswith("disk virtio-blk: ") for line in shown["isolation_facts"]["chosen"])
+    twofold("start", "hw", check=True)  # the BIOS finds it there, too
+    wait_for(lambda: "TINY" in said(twofold, "hw"))
+    twofold("stop", "hw", check=True)
+    twofold("set", "hw", "hardware=emulated", check=True)
+    assert show(twofold, "hw")["isolation_facts"]["chosen"] == before
+    twofold("rm", "hw", check=True)
+
+
+def test_a_device_of_the_host_that_is_in_use_is_refused(twofold: Runner, tiny: str) -> None:
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        mounted = [line.split(" - ")[1].split()[1] for line in file]
+    busy = next((one for one in mounted if one.startswith("/dev/") and os.path.exists(one)), None)
+    for device, why in ((busy, b"mounted"), ("/dev/null", b"not a block device")):
+        if device is None:
+            continue
+        refused = twofold("create", "--vm", "--disk", device, tiny)
+        assert refused.returncode != 0
+        assert why in refused.stderr
