@@ -35,6 +35,7 @@ CASES = {
         boot=("floppy", "disk", "cdrom"),
         mac="",
         hardware=replace(bare_devices.UNKNOWN, cpu="baseline", clock="localtime", acpi=False),
+        local_time="1995-08-24T12:00:00",
     ),
     "own-floppy-on-q35": replace(
         UNKNOWN,
@@ -48,7 +49,9 @@ CASES = {
             nic="e1000e",
             usb="xhci",
             inputs="usb-tablet",
+            hyperv=True,
         ),
+        accelerator="kvm",
         firmware=replace(UEFI, secure=True),
         tpm=True,
     ),

@@ -45,7 +45,8 @@ class Firmware:
 @dataclass(frozen=True, kw_only=True)
 class BareSpec:
     """``boot``: which kinds of drives are tried, in this order; no others are. ``mac`` empty: no
-    network card."""
+    network card. ``local_time``: the host's, ``2026-01-31T10:00:00``, for a clock that shows it;
+    the jail has no time zones, so QEMU would take UTC for it."""
 
     instance_id: str
     accelerator: str
@@ -57,6 +58,7 @@ class BareSpec:
     boot: tuple[str, ...] = ("disk", "cdrom", "floppy")
     mac: str = ""
     tpm: bool = False
+    local_time: str = ""
     usb: tuple[str, ...] = ()  # VENDOR:PRODUCT of host devices
     pci: tuple[str, ...] = ()  # addresses of host devices
 
@@ -159,18 +161,26 @@ def _processor_and_memory(spec: BareSpec) -> list[str]:
     return [
         *("-machine", board),
         *("-accel", "kvm" if kvm else tcg),
-        *("-cpu", _processor(spec.hardware.cpu, kvm=kvm)),
+        *("-cpu", _processor(spec.hardware, kvm=kvm)),
         *("-smp", f"{spec.vcpus},sockets=1,cores={spec.vcpus},threads=1"),
         *("-m", f"{size}M"),
         *("-object", f"memory-backend-ram,id=ram,size={size}M,merge=off"),
-        *("-rtc", f"base={spec.hardware.clock}"),
+        *("-rtc", f"base={_clock(spec)}"),
     ]
 
 
-def _processor(word: str, *, kvm: bool) -> str:
-    if word == "baseline":
+def _processor(hardware: Hardware, *, kvm: bool) -> str:
+    if hardware.cpu == "baseline":
         return bare_devices.BASELINE_CPU
-    return "host" if kvm else profiles.TCG_CPU
+    if kvm:
+        return ",".join(("host", *(bare_devices.HYPERV_HINTS if hardware.hyperv else ())))
+    return profiles.TCG_CPU
+
+
+def _clock(spec: BareSpec) -> str:
+    if spec.hardware.clock == "localtime" and spec.local_time:
+        return spec.local_time
+    return spec.hardware.clock
 
 
 def _sleep(board: str) -> list[str]:

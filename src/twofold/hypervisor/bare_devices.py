@@ -97,6 +97,8 @@ INPUTS: dict[str, tuple[str, ...]] = {
 # The plain x86-64 of 2003, for what stumbles over anything newer; else all that there is.
 BASELINE_CPU = "qemu64"
 CPUS = ("full", "baseline")
+# What Windows since Vista asks Hyper-V for and KVM has as well.
+HYPERV_HINTS = ("hv-relaxed", "hv-vapic", "hv-spinlocks=0x1fff", "hv-time")
 BOARDS = ("pc", "q35")
 FIRMWARES = ("bios", "uefi", "uefi-secure")
 
@@ -116,6 +118,7 @@ class Hardware:
     cpu: str = "full"
     acpi: bool = True
     hpet: bool = True
+    hyperv: bool = False  # hints to Windows, where KVM can give them
     rng: bool = False
     balloon: bool = False
     agent_port: bool = False  # a virtio serial port for qemu-guest-agent

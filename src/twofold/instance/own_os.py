@@ -212,8 +212,10 @@ def machine_plan(
     parts: MachineParts,
     fitting: Fitting,
     code: str = "",
+    local_time: str = "",
 ) -> SandboxPlan:
-    """The whole sandbox. ``code``: the UEFI firmware's file, where ``fitting`` says UEFI."""
+    """The whole sandbox. ``code``: the UEFI firmware's file, where ``fitting`` says UEFI.
+    ``local_time``: the host's, for guests whose clock shows it."""
     memory = memory_bytes(spec, fitting)
     uefi = fitting.firmware != "bios"
     built = bare.build(
@@ -234,6 +236,7 @@ def machine_plan(
             boot=boot_order(spec),
             mac=place.network.mac if place.network else "",
             tpm=fitting.tpm,
+            local_time=local_time,
         )
     )
     console = OpenFile(name="console", path=f"{place.directory}/console.log", access="append")

@@ -5,6 +5,7 @@ Everything else (network, keeper, states, restarts) is that of every instance.
 
 import asyncio
 import os
+import time
 from typing import Any
 
 from twofold.errors import InvalidInput
@@ -107,7 +108,13 @@ class OwnOsWall:
         if fitting.firmware != "bios":
             code = (await asyncio.to_thread(firmware.find, fitting.firmware)).code
         made = own_os.machine_plan(
-            record.spec, record.allocation, place, parts=parts, fitting=fitting, code=code
+            record.spec,
+            record.allocation,
+            place,
+            parts=parts,
+            fitting=fitting,
+            code=code,
+            local_time=time.strftime("%Y-%m-%dT%H:%M:%S"),
         )
         facts = {
             "accelerator": parts.accelerator,

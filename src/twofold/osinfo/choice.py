@@ -26,9 +26,10 @@ class Choice:
     ahci, virtio-blk, virtio-scsi; ``nic`` virtio-net, e1000e, e1000, rtl8139, pcnet, ne2k_pci;
     ``video`` std, cirrus, virtio; ``input`` ps2, usb-tablet, virtio; ``usb`` none, uhci, xhci (the
     controller); ``sound`` what a guest gets that asks for sound: ac97, hda, sb16; ``cpu`` full (all
-    the accelerator has) or baseline (the plain x86-64 of QEMU's ``qemu64``); ``cpu_flags`` hints
-    that hold under KVM only; ``virtio_legacy`` transitional devices, as the driver may be older
-    than virtio 1.0; ``agent_port`` the guest can open a virtio serial port.
+    the accelerator has) or baseline (the plain x86-64 of QEMU's ``qemu64``); ``hyperv`` the
+    hints of Microsoft's hypervisor, where KVM can give them; ``virtio_legacy`` transitional
+    devices, as the driver may be older than virtio 1.0; ``agent_port`` the guest can open a virtio
+    serial port.
     """
 
     hardware: str
@@ -46,7 +47,7 @@ class Choice:
     acpi: bool
     hpet: bool
     cpu: str
-    cpu_flags: tuple[str, ...]
+    hyperv: bool
     virtio_legacy: bool
     agent_port: bool
     rng: bool

@@ -120,11 +120,10 @@ def processor(subject: Subject) -> None:
         subject.choose("cpu", "full", "nothing speaks against all the host has")
     modern = subject.family == "winnt" and not subject.before(2006)
     if modern:
-        flags = ("hv_relaxed", "hv_vapic", "hv_spinlocks=0x1fff", "hv_time")
-        reason = f"Windows since Vista uses these hints of a hypervisor, under KVM ({OURS})"
-        subject.choose("cpu_flags", flags, reason)
+        reason = f"Windows since Vista uses the hints of Hyper-V, which KVM can give ({OURS})"
+        subject.choose("hyperv", True, reason)
     else:
-        subject.choose("cpu_flags", (), "none are known to help")
+        subject.choose("hyperv", False, "only Windows since Vista asks for its hints")
 
 
 RULES = (hardware, firmware, tpm, machine, clock, timers, processor)
