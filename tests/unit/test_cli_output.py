@@ -109,10 +109,14 @@ def test_show(fake: FakeTwofold) -> None:
         isolation_facts={"id_range": [65536, 131071], "shared": True},
         spec={"memory_bytes": 512 << 20, "volumes": [{"source": "/a", "target": "/b"}]},
     )
+    kept = {"name": "warm", "size_bytes": 1 << 20, "consistency": "memory", "created_at": "?"}
     fake.replies["GET", "/v1/instances/web"] = lambda: iter([reply(one)])
+    path = f"/v1/instances/{one['id']}/snapshots"
+    fake.replies["GET", path] = lambda: iter([reply([kept])])
     text = fake.run("show", "web").stdout.decode()
     for expected in ("id range: 65536 to 131071", "/a:/b", "512 MiB", "no CAP_SYS_RESOURCE", "yes"):
         assert expected in text
+    assert "warm, 1.0 MiB, memory" in text
 
 
 def test_logs_go_back_to_their_streams_byte_for_byte(fake: FakeTwofold) -> None:

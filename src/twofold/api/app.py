@@ -15,6 +15,7 @@ from twofold.api.routes import (
     operations,
     payload,
     screen,
+    snapshots,
     templates,
 )
 from twofold.api.services import Services
@@ -45,7 +46,7 @@ def create_app(services: Services) -> FastAPI:
     app.add_exception_handler(RequestValidationError, replies.on_invalid)
     app.add_exception_handler(HTTPException, replies.on_http_error)
     app.add_exception_handler(Exception, replies.on_bug)
-    nouns = (host, instances, payload, screen, images, templates, guest_os, operations)
+    nouns = (host, instances, payload, snapshots, screen, images, templates, guest_os, operations)
     for module in nouns:
         app.include_router(module.router, prefix="/v1")
     return app

@@ -31,6 +31,7 @@ from twofold.model.guest_os import OsDetail, OsSummary
 from twofold.model.image import Image
 from twofold.model.instance import Instance, InstanceChange
 from twofold.model.paths import Paths
+from twofold.model.snapshot import Snapshot
 from twofold.model.usage import ProcessInfo, Use
 
 
@@ -198,8 +199,8 @@ class AsyncBox:
     async def start(self, *, on_event: OnEvent | None = None) -> Instance:
         return self._take(await self._twofold._operate("POST", self._at("start"), {}, on_event))
 
-    async def stop(self, *, timeout_s: float = 10.0) -> Instance:
-        body = {"timeout_s": timeout_s}
+    async def stop(self, *, timeout_s: float = 10.0, discard: bool = False) -> Instance:
+        body = {"timeout_s": timeout_s, "discard": discard}
         return self._take(await self._twofold._operate("POST", self._at("stop"), body, None))
 
     async def restart(self, *, timeout_s: float = 10.0) -> Instance:
@@ -211,6 +212,39 @@ class AsyncBox:
         body = {"count": count, "name": name}
         found = await self._twofold._operate("POST", self._at("fork"), body, None)
         return [AsyncBox(self._twofold, item) for item in found]
+
+    async def suspend(self, *, on_event: OnEvent | None = None) -> Instance:
+        """Put a virtual machine to sleep on the disk; ``resume`` or ``start`` wakes it up."""
+        return self._take(await self._twofold._operate("POST", self._at("suspend"), {}, on_event))
+
+    async def snapshots(self) -> list[Snapshot]:
+        found = await self._twofold._call("GET", self._at("snapshots"))
+        return [Snapshot.model_validate(item) for item in found]
+
+    async def snapshot(
+        self,
+        name: str | None = None,
+        *,
+        memory: bool = False,
+        comment: str = "",
+        on_event: OnEvent | None = None,
+    ) -> Snapshot:
+        """Keep it as it is now."""
+        body = {"name": name, "memory": memory, "comment": comment}
+        made = await self._twofold._operate("POST", self._at("snapshots"), body, on_event)
+        return Snapshot.model_validate(made)
+
+    async def restore(
+        self, snapshot: str, *, start: bool | None = None, on_event: OnEvent | None = None
+    ) -> Instance:
+        """Make it what it was then; what it is now is lost."""
+        path = self._at("snapshots", snapshot, "restore")
+        return self._take(await self._twofold._operate("POST", path, {"start": start}, on_event))
+
+    async def remove_snapshot(self, snapshot: str) -> int:
+        """Bytes freed at most."""
+        found = await self._twofold._call("DELETE", self._at("snapshots", snapshot))
+        return int(found["size_bytes"])
 
     async def kill(self, signal: str = "SIGKILL") -> Instance:
         body = {"signal": signal}

@@ -43,6 +43,7 @@ from twofold.model.guest_os import OsDetail, OsSummary
 from twofold.model.image import Image
 from twofold.model.instance import Instance, InstanceChange
 from twofold.model.paths import Paths
+from twofold.model.snapshot import Snapshot
 from twofold.model.usage import ProcessInfo, Use
 
 __all__ = ["AsyncBox", "AsyncTwofold", "Box", "Completed", "Twofold"]
@@ -218,8 +219,9 @@ class Box:
     def start(self, *, on_event: OnEvent | None = None) -> Instance:
         return self._take(self._twofold._operate("POST", self._at("start"), {}, on_event))
 
-    def stop(self, *, timeout_s: float = 10.0) -> Instance:
-        body = {"timeout_s": timeout_s}
+    def stop(self, *, timeout_s: float = 10.0, discard: bool = False) -> Instance:
+        """``discard`` gives up the memory of one that is suspended."""
+        body = {"timeout_s": timeout_s, "discard": discard}
         return self._take(self._twofold._operate("POST", self._at("stop"), body, None))
 
     def restart(self, *, timeout_s: float = 10.0) -> Instance:
@@ -231,6 +233,40 @@ class Box:
         body = {"count": count, "name": name}
         found = self._twofold._operate("POST", self._at("fork"), body, None)
         return [Box(self._twofold, item) for item in found]
+
+    def suspend(self, *, on_event: OnEvent | None = None) -> Instance:
+        """Put a virtual machine to sleep on the disk; ``resume`` or ``start`` wakes it up."""
+        return self._take(self._twofold._operate("POST", self._at("suspend"), {}, on_event))
+
+    def snapshots(self) -> list[Snapshot]:
+        """Oldest first."""
+        found = self._twofold._call("GET", self._at("snapshots"))
+        return [Snapshot.model_validate(item) for item in found]
+
+    def snapshot(
+        self,
+        name: str | None = None,
+        *,
+        memory: bool = False,
+        comment: str = "",
+        on_event: OnEvent | None = None,
+    ) -> Snapshot:
+        """Keep it as it is now."""
+        body = {"name": name, "memory": memory, "comment": comment}
+        path = self._at("snapshots")
+        return Snapshot.model_validate(self._twofold._operate("POST", path, body, on_event))
+
+    def restore(
+        self, snapshot: str, *, start: bool | None = None, on_event: OnEvent | None = None
+    ) -> Instance:
+        """Make it what it was then; what it is now is lost."""
+        path = self._at("snapshots", snapshot, "restore")
+        return self._take(self._twofold._operate("POST", path, {"start": start}, on_event))
+
+    def remove_snapshot(self, snapshot: str) -> int:
+        """Bytes freed at most."""
+        found = self._twofold._call("DELETE", self._at("snapshots", snapshot))
+        return int(found["size_bytes"])
 
     def kill(self, signal: str = "SIGKILL") -> Instance:
         return self._take(self._twofold._call("POST", self._at("kill"), {"signal": signal}))

@@ -17,7 +17,8 @@ import select
 import time
 
 from twofold.errors import GuestFailed, InvalidInput, TwofoldError, Unavailable
-from twofold.guest import boot, configure, init, protocol, renew
+from twofold.guest import boot, chores, configure, freeze, init, protocol, renew
+from twofold.guest.hush import Hush
 from twofold.guest.identity import DEFAULT_PATH, find_executable
 from twofold.guest.jsontext import dumps
 from twofold.guest.lean import deque, signal
@@ -51,6 +52,7 @@ class Agent:
         self._parser = protocol.Parser()
         self._out: deque[bytes] = deque()
         self._out_at = 0
+        self._hush = Hush(self._transmit)
         memory = memoryview(bytearray(4 * 65536))
         self._slots = [memory[at : at + 65536] for at in range(0, len(memory), 65536)]
         self._facts: dict[str, Any] = {}
@@ -71,13 +73,17 @@ class Agent:
         self._say_hello()
         while not self._turn_off:
             timeout = -1.0
-            if self._late_at:
-                timeout = max(0.0, self._late_at - time.monotonic())
+            for at in (self._late_at, self._hush.until):
+                if at:
+                    left = max(0.0, at - time.monotonic())
+                    timeout = left if timeout < 0 else min(left, timeout)
             for fd, events in self._epoll.poll(timeout):
                 self._dispatch(fd, events)
             if self._late_at and time.monotonic() >= self._late_at:
                 self._late_at = 0.0
                 self._load_late_modules()
+            if self._hush.until and time.monotonic() >= self._hush.until:
+                self._hush.end()
         return self._turn_off
 
     def _dispatch(self, fd: int, events: int) -> None:
@@ -143,6 +149,10 @@ class Agent:
     # -- the port ---------------------------------------------------------------------------
 
     def send(self, frame: bytes) -> None:
+        if not self._hush.keeps(frame):
+            self._transmit(frame)
+
+    def _transmit(self, frame: bytes) -> None:
         self._out.append(frame)
         if len(self._out) == 1:
             self._write_port()
@@ -176,7 +186,7 @@ class Agent:
     def _send_now(self, frames: list[protocol.Body]) -> None:
         """Write frames whose memory is used again; what the port does not take is copied."""
         written = 0
-        if not self._out:
+        if not self._out and not self._hush.until:
             try:
                 written = self._port.write(frames, 0)
             except BlockingIOError:
@@ -223,7 +233,7 @@ class Agent:
         self._port.wait_for_host()
 
     def _say_hello(self) -> None:
-        self.send(protocol.SYNC + protocol.encode_json(protocol.HELLO, 0, self._facts))
+        self._transmit(protocol.SYNC + protocol.encode_json(protocol.HELLO, 0, self._facts))
 
     def _complain(self, sentence: str) -> None:
         os.write(2, f"twofold agent: {sentence}\n".encode())
@@ -266,7 +276,10 @@ class Agent:
         elif kind == protocol.SHUTDOWN:
             self._shut_down(protocol.decode_json(body))
         elif kind == protocol.PING:
-            self.send(protocol.encode(protocol.PONG, 0, bytes(body)))
+            wish = protocol.decode_json(body)
+            self._transmit(protocol.encode(protocol.PONG, 0, bytes(body)))
+            if "hush_s" in wish:
+                self._hush.begin(float(wish["hush_s"]))
         elif kind == protocol.HELLO:
             self._say_hello()
         else:
@@ -312,7 +325,7 @@ class Agent:
         self.send(protocol.encode_json(protocol.CONFIGURED, 0, body))
 
     def _renew(self, config: dict[str, Any]) -> None:
-        """We are a copy of a machine that runs: become another one."""
+        """We are a copy of a machine that ran: become another one, or the same again."""
         for number, session in list(self._sessions.items()):
             if number != protocol.PAYLOAD_SESSION:
                 session.hang_up()  # its client is the parent's
@@ -320,11 +333,16 @@ class Agent:
         try:
             renew.apply(config, self._port.dial, warnings=warnings)
         except (OSError, configure.ConfigError) as error:
-            self._refuse(0, GuestFailed(f"the fork could not get an identity: {error}"))
+            said = dumps(GuestFailed(f"the fork could not get an identity: {error}").to_dict())
+            self._transmit(protocol.encode(protocol.ERROR, 0, said))
             return
         self._config = config
+        payload = self._sessions.get(protocol.PAYLOAD_SESSION)
+        if payload:
+            payload.start_anew(self._hush.kept)
         body = {"warnings": [warning[:500] for warning in warnings[:50]]}
-        self.send(protocol.encode_json(protocol.RENEWED, 0, body))
+        self._transmit(protocol.encode_json(protocol.RENEWED, 0, body))
+        self._hush.end()
 
     def _refuse(self, stream: int, error: TwofoldError) -> None:
         body = dumps(error.to_dict())
@@ -358,10 +376,14 @@ class Agent:
         if kind == "archive":
             direction, path = str(request["direction"]), str(request["path"])
             keep = (self._initrd_fd,)
-            session.start({}, lambda: self._archive(direction, path), keep=keep)
+            session.start({}, lambda: chores.archive(self._initrd_fd, direction, path), keep=keep)
             session.announce()
         elif kind == "errand":
-            session.start({}, lambda: self._errand(request), keep=(self._initrd_fd,))
+            if request.get("what") == "freeze":
+                session = Session(self, number, self._forget_freezing)
+            session.start(
+                {}, lambda: chores.errand(self._initrd_fd, request), keep=(self._initrd_fd,)
+            )
             session.announce()
         else:
             process = dict(request["process"])
@@ -374,46 +396,18 @@ class Agent:
     def _forget(self, number: int) -> None:
         self._sessions.pop(number, None)
 
+    def _forget_freezing(self, number: int) -> None:
+        """Where who held the file system still was killed, it is held no longer."""
+        session = self._sessions.get(number)
+        if session and session.was_killed:
+            freeze.thaw(self._initrd_fd)
+        self._forget(number)
+
     def _become(self, process: dict[str, Any], *, make_cwd: bool) -> None:
         """In a child: the payload, or a command beside it."""
         if not self._system:
             configure.enter_group()
         execute(process, make_cwd=make_cwd)
-
-    def _step_out(self) -> Callable[[], None]:
-        """In a child: back to the initrd, for modules that booting can do without. Call what is
-        returned to be in the instance's root again."""
-        new_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        os.fchdir(self._initrd_fd)
-        os.chroot(".")
-
-        def step_in() -> None:
-            os.fchdir(new_root)
-            os.chroot(".")
-
-        return step_in
-
-    def _errand(self, request: dict[str, Any]) -> None:
-        """In a child: something small that the host wants to know or to have done."""
-        step_in = self._step_out()
-        from twofold.guest import errand
-
-        step_in()
-        answer = errand.run(str(request.get("what")), dict(request.get("words") or {}))
-        data = memoryview(dumps(answer))
-        while data:
-            data = data[os.write(1, data) :]
-
-    def _archive(self, direction: str, path: str) -> None:
-        """In a child: carry a tar stream."""
-        step_in = self._step_out()
-        from twofold.guest.archive import tar_in, tar_out  # 100 ms: tarfile
-
-        step_in()
-        if direction == "out":
-            tar_out(path, 1)
-        else:
-            tar_in(path, 0)
 
     # -- init and the end -------------------------------------------------------------------
 

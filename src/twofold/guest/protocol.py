@@ -19,6 +19,10 @@ host that meets a guest which said HELLO long ago (a fork) sends an empty HELLO 
 Before CONFIG the host may send PREPARE; the agent then does all that is the same for every machine
 of this shape and answers PREPARED (or ERROR). So a template is frozen; its forks get CONFIG. A fork
 of a machine that runs gets RENEW, another identity, and answers RENEWED; its payload goes on.
+A machine that was put to sleep gets RENEW, too, and stays who it is.
+
+PING with ``{"hush_s": N}`` is answered, and then nothing is said until a PING with 0, RENEW, or N
+seconds have passed: so no frame is half-said when a machine is copied.
 
 The parser refuses what it does not know. The guest is hostile: nothing here allocates more than
 a frame before its header was checked.

@@ -1,5 +1,8 @@
 """A fork becomes somebody else: what RENEW asks of a guest that was running when it was copied.
 
+One that was put to sleep, or goes on from a snapshot, stays who it is (``same``): its clock is put
+right, and its randomness renewed, for it may go on from the same moment more than once.
+
 CONFIG found a guest without identity; here there is one already, with a name, an address, perhaps
 an init of the image's own. Time and randomness come first: nothing after them may repeat what the
 parent does. What can be lived without becomes a warning.
@@ -81,6 +84,8 @@ def retire() -> None:
 def apply(config: dict[str, Any], dial: configure.Dial, *, warnings: list[str]) -> None:
     """Take the identity in ``config``. Raises ConfigError when the network cannot be had."""
     configure.set_identity(config, warnings)
+    if config.get("same"):
+        return
     fork = config.get("birth") == "fork"
     if fork:
         _tell(warnings, _BOOT_ID, lambda: umount(_BOOT_ID))
@@ -91,6 +96,8 @@ def apply(config: dict[str, Any], dial: configure.Dial, *, warnings: list[str]) 
         configure.set_network(network)
     for path, content in dict(config.get("files") or {}).items():
         _replace(path, content, warnings)
+    if config.get("birth") == "resume":
+        return  # it is who it was, on another network
     if fork:  # a copy has them mounted
         configure.mount_places(config, dial, warnings)
     _tell(warnings, _RANDOM_SEED, _renew_random_seed)

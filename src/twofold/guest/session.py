@@ -23,7 +23,7 @@ from twofold.linux.process import PR_SET_NO_NEW_PRIVS, close_descriptors, prctl
 
 TYPE_CHECKING = False  # typing itself takes 50 ms to import in a guest
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any, Protocol
 
     class Loop(Protocol):
@@ -73,6 +73,10 @@ class Inlet:
         self._queue.append(bytes(data))
         if len(self._queue) == 1:
             self._flush()
+
+    def start_anew(self) -> None:
+        """The host's end is a new one, which knows of no byte that is under way."""
+        self._room, self._unacknowledged = self._loop.window, 0
 
     def end(self) -> None:
         self._ending = True
@@ -139,6 +143,12 @@ class Outlet:
         if self._credit <= 0 and not self.finished:
             self._loop.watch_read(self.fd, self._pump)
         self._credit = min(self._credit + count, 1 << 24)
+
+    def start_anew(self, unsent: int) -> None:
+        """The host's end is a new one; ``unsent`` bytes are still to come to it."""
+        if self._credit <= 0 and not self.finished:
+            self._loop.watch_read(self.fd, self._pump)
+        self._credit = self._loop.window - unsent
 
     def process_exited(self) -> None:
         """What is in the pipe now still belongs to the session; what comes later does not."""
@@ -238,6 +248,18 @@ class Session:
         # Two descriptors of one terminal: inlet and outlet each close their own.
         return [os.dup(master), master], [slave, slave, slave]
 
+    def start_anew(self, kept: Iterable[bytes]) -> None:
+        """Another monitor serves us from here on; ``kept`` are the frames it will get first."""
+        unsent: dict[int, int] = {}
+        for frame in kept:
+            kind, stream, length = protocol.HEADER.unpack_from(frame)
+            if kind == protocol.DATA:
+                unsent[stream] = unsent.get(stream, 0) + length
+        if self.inlet:
+            self.inlet.start_anew()
+        for channel, outlet in self.outlets.items():
+            outlet.start_anew(unsent.get(protocol.stream_of(self.number, channel), 0))
+
     def resize(self, rows: object, cols: object) -> None:
         if protocol.STDOUT in self.outlets:
             _set_size(self.outlets[protocol.STDOUT].fd, rows, cols)
@@ -256,6 +278,10 @@ class Session:
         for outlet in list(self.outlets.values()):
             outlet.process_exited()
         self._maybe_end()
+
+    @property
+    def was_killed(self) -> bool:
+        return self._status is not None and os.WIFSIGNALED(self._status)
 
     def hang_up(self) -> None:
         """The client is gone: as closing a terminal or both ends of its pipes would be."""

@@ -9,6 +9,7 @@ Refuses values that QEMU's option syntax would read as more options; runs nothin
 
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from twofold.errors import InvalidInput
 from twofold.hypervisor import profiles
@@ -24,6 +25,10 @@ _MIB = 1 << 20
 TCG_CODE_BYTES = 256 * _MIB
 HYPERVISOR_BYTES = 96 * _MIB
 MINIMUM_MEMORY_BYTES = 128 * _MIB
+
+BIRTHS = ("boot", "template", "fork", "copy", "resume")
+# What of a command line a saved state depends on, and the NIC's own address, which it brings.
+_SHAPING = ("-machine", "-accel", "-cpu", "-smp", "-m", "-device", "-netdev", "-global")
 
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}\Z")
 
@@ -46,6 +51,7 @@ class MachineSpec:
     ``template``  its memory is the file ``{fd:ram}``, to be frozen and forked from
     ``fork``      it wakes up as the template did: copy-on-write over ``{fd:ram}``
     ``copy``      the same, of a machine that was running and has an identity to be renewed
+    ``resume``    the same, of a machine that was put to sleep and stays who it is
     """
 
     instance_id: str
@@ -105,6 +111,12 @@ def build(spec: MachineSpec) -> Machine:
         ),
         overhead_bytes=HYPERVISOR_BYTES + (TCG_CODE_BYTES if spec.accelerator == "tcg" else 0),
     )
+
+
+def shape_of(argv: tuple[str, ...]) -> list[str]:
+    """The words of a command line on which the state of its devices depends."""
+    shaping = [word for option, word in pairwise(argv) if option in _SHAPING]
+    return [re.sub(r",mac=[0-9a-f:]+|\{fd:\w+\}", "", word) for word in shaping]
 
 
 def kernel_command_line(spec: MachineSpec) -> str:
@@ -185,7 +197,7 @@ def _memory(birth: str, memory_mib: int) -> str:
 
 
 def _birth(spec: MachineSpec) -> list[str]:
-    return ["-incoming", "defer"] if spec.birth in ("fork", "copy") else []
+    return ["-incoming", "defer"] if spec.birth in ("fork", "copy", "resume") else []
 
 
 def control() -> list[str]:
@@ -222,8 +234,8 @@ def check_mac(mac: str) -> None:
 
 
 def _check(spec: MachineSpec) -> None:
-    if spec.birth not in ("boot", "template", "fork", "copy"):
-        raise InvalidInput(f"birth {spec.birth!r} is none of boot, template, fork, copy")
+    if spec.birth not in BIRTHS:
+        raise InvalidInput(f"birth {spec.birth!r} is none of {', '.join(BIRTHS)}")
     if spec.accelerator not in ("tcg", "kvm"):
         raise InvalidInput(f"accelerator {spec.accelerator!r} is neither tcg nor kvm")
     if not 1 <= spec.vcpus <= 255:

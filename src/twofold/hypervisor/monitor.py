@@ -99,12 +99,15 @@ class Monitor(Watcher):
         self._status, self._control = status, control
         self._sessions: dict[int, GuestProcess] = {}
         self._next_session = protocol.PAYLOAD_SESSION + 1
+        if vm.get("birth") in ("copy", "resume"):
+            # Sessions of the monitor before us may still be ending in the guest.
+            self._next_session += int.from_bytes(os.urandom(3), "big") << 4
         self._size: tuple[int, int] | None = None
         self._ready = self._told = False
         self._ready_deadline = 0.0
         self._kill_deadline = 0.0
         self._exit_code: int | None = None
-        self._told_to_end = False
+        self._told_to_end = self._leaving = False
         self._payload: GuestProcess | None = None
         self._link_failure = ""
         self._qemu: Qemu | None = None
@@ -304,7 +307,7 @@ class Monitor(Watcher):
 
     def failed(self, session: GuestProcess, error: TwofoldError) -> None:
         self._sessions.pop(session.number, None)
-        if self._link_failure and self._ready:
+        if self._leaving or (self._link_failure and self._ready):
             return  # the payload may well live on; only QEMU's end is its end now
         self._tell({"error": error.to_dict()})
         self._end(error.exit_code)
@@ -459,7 +462,7 @@ class Monitor(Watcher):
         self._birth.let_go()
 
     def steer(self, session: GuestProcess | None, request: dict[str, Any]) -> None:
-        """``signal``, ``resize`` or ``shutdown``, of the payload when ``session`` is None.
+        """``signal``, ``resize``, ``shutdown`` or ``leave``; of the payload without ``session``.
 
         Nonsense from the keeper is ignored.
         """
@@ -479,5 +482,9 @@ class Monitor(Watcher):
                 self._forward(signal_number(request["signal"]))
             elif op == "shutdown" and self._ready:
                 self._power_off(force=not self._system)
+            elif op == "leave" and self._ready and self._qemu is not None:
+                # Its memory is on the disk, and it goes on from there: what it said is written.
+                self._leaving, self._exit_code = True, self._exit_code or 0
+                self._qemu.kill()
         except (KeyError, TypeError, ValueError):
             pass

@@ -3,7 +3,8 @@
 A *template* is a guest whose agent has prepared everything in which no two machines of its shape
 differ, stopped, its device state written to a file; its memory is a file already. A *fork* is
 QEMU with the same command line over a private, copy-on-write view of that memory. A *copy* is the
-same of a machine that was running: it gets another identity, and its payload goes on.
+same of a machine that was running: it gets another identity, and its payload goes on. One that
+*resumes* was put to sleep, or goes on from a snapshot: it stays who it was.
 
 Here is what monitor and agent say to each other before there is a payload (stream 0 of the
 protocol); the payload itself is the monitor's.
@@ -30,6 +31,7 @@ from twofold.hypervisor.monitor_session import (
 from twofold.record import dataclass
 
 _WARM_UPS = 2  # the second finds what the first has read in
+_HUSH_S = 30.0  # of the guest's own time, which stands still while it is copied
 _SETTLE_S = 0.3  # what the guest's kernel has put off is done by then
 
 
@@ -61,6 +63,11 @@ class Birth:
         self._on_held: Callable[[], None] | None = None
 
     @property
+    def renews(self) -> bool:
+        """Whether its guest was at work when its memory was copied."""
+        return self.kind in ("copy", "resume")
+
+    @property
     def warming(self) -> GuestProcess | None:
         """A template's own session, to which the guest's frames belong."""
         return self._freezer.session if self._freezer else None
@@ -83,7 +90,7 @@ class Birth:
             return
         wake(control, state_fd)
         # What we send waits until it wakes up.
-        if self.kind == "copy":
+        if self.renews:
             # Of a machine that runs: whatever its agent was saying ends before the next HELLO.
             self._link.send(protocol.encode(protocol.HELLO, 0))
         else:
@@ -110,14 +117,14 @@ class Birth:
             self.facts = self._link.greeted(body)
             if self._freezer:
                 self._freezer.prepare()
-            elif self.kind == "copy":
+            elif self.renews:
                 self._renew()
             else:
                 self._send_config()
         elif kind == protocol.PREPARED and self._freezer:
             self.facts["boot_id"] = str(protocol.decode_json(body).get("boot_id") or "")[:32]
             self._freezer.prepared()
-        elif kind == protocol.RENEWED and self.kind in ("fork", "copy") and self._payload:
+        elif kind == protocol.RENEWED and (self.renews or self.kind == "fork") and self._payload:
             self._take_warnings(body)
             self._events.running(self._payload)
         elif kind == protocol.CONFIGURED:
@@ -132,13 +139,15 @@ class Birth:
             raise protocol.ProtocolError(f"frame of type {kind} on the link")
 
     def hold(self, held: Callable[[], None]) -> None:
-        """``held`` is called once the agent has taken in all we said; then nothing is said."""
+        """``held`` is called once the agent has taken in all we said and we what it said; then
+        neither says anything."""
         self._on_held = held
-        self._link.hold(protocol.encode(protocol.PING, 0))
+        self._link.hold(protocol.encode_json(protocol.PING, 0, {"hush_s": _HUSH_S}))
 
     def let_go(self) -> None:
         self._on_held = None
         self._link.let_go()
+        self._link.send(protocol.encode_json(protocol.PING, 0, {"hush_s": 0}))
 
     def _take_warnings(self, body: protocol.Body) -> None:
         words = protocol.decode_json(body).get("warnings")
@@ -150,14 +159,16 @@ class Birth:
         return config | {"time": time.time(), "entropy": os.urandom(32).hex()}
 
     def _renew(self) -> None:
-        """What it was copied from ran already; it becomes itself, and its payload goes on."""
+        """What it was copied from ran already; it becomes itself, or is it still, and its payload
+        goes on."""
         self._payload = self._events.new_payload()
         self._payload.adopt()
         self._events.born(self._payload)
-        config = self._configuration() | {
-            "birth": self.kind,
-            "machine_id": os.urandom(16).hex(),
-        }
+        config = self._configuration() | {"birth": self.kind}
+        if self.kind != "resume":
+            config["machine_id"] = os.urandom(16).hex()
+        elif self._guest.get("same"):  # its network, too: only what may not be as it was then
+            config = {name: config[name] for name in ("birth", "time", "entropy")} | {"same": True}
         self._link.send(protocol.encode_json(protocol.RENEW, 0, config))
 
     def _send_config(self) -> None:

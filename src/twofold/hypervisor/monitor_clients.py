@@ -8,6 +8,7 @@
     {"op": "signal", "signal", "group"}, {"op": "resize", "rows", "cols"}
         of this connection's session, or of the payload when it has none
     {"op": "shutdown"}      ask the guest to power off
+    {"op": "leave"}         the machine sleeps on the disk: end QEMU, write out what was said
     {"op": "hold"}          answers {"event": "held"} once nothing is half-said on the agent's port;
         nothing more is said until this connection is closed
 

@@ -14,7 +14,7 @@ import mmap
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from qemu.qmp import QMPClient
@@ -47,17 +47,20 @@ async def copy(
     state_path: str,
     while_still: Callable[[], Awaitable[None]],
     was_running: bool = True,
+    goes_on: bool = True,
+    timeout_s: float = 60.0,
 ) -> float:
     """Fill ``memory_fd`` (an empty memfd of ``memory_bytes``) and ``state_path``.
 
     ``while_still`` is awaited while the guest stands still (its disk is copied there). Returns for
     how many seconds it did. Raises GuestFailed, TimedOut, Unavailable; the guest runs on then.
+    Without ``goes_on`` it stands still for good when this returns.
     """
     loop = asyncio.get_running_loop()
     mapping = await asyncio.to_thread(find_memory, monitor_pid, memory_bytes)
     if mapping.backed:
         await asyncio.to_thread(_copy_backing, mapping, memory_fd)
-    async with _held(f"{run_dir}/control.sock"), qmp.session(f"{run_dir}/qmp.sock") as client:
+    async with _held(f"{run_dir}/control.sock"), _qmp(run_dir, timeout_s) as client:
         begun = loop.time()
         if was_running:
             await client.execute("stop")
@@ -65,10 +68,17 @@ async def copy(
             await _save_devices(client, state_path)
             await asyncio.to_thread(_copy_own_pages, mapping, memory_fd)
             await while_still()
-        finally:
+        except BaseException:
             if was_running:
                 await client.execute("cont")
+            raise
+        if was_running and goes_on:
+            await client.execute("cont")
         return loop.time() - begun
+
+
+def _qmp(run_dir: str, timeout_s: float) -> AbstractAsyncContextManager[QMPClient]:
+    return qmp.session(f"{run_dir}/qmp.sock", timeout_s=timeout_s)
 
 
 def find_memory(monitor_pid: int, memory_bytes: int) -> Mapping:
@@ -194,6 +204,13 @@ async def _held(path: str) -> AsyncIterator[None]:
         yield
     finally:
         sock.close()
+
+
+def leave(run_dir: str) -> None:
+    """Tell the monitor that its machine, which stands still, goes on elsewhere. Raises OSError."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.connect(f"{run_dir}/control.sock")
+        sockets.send(sock, {"op": "leave"})
 
 
 def seal(memory_fd: int) -> None:

@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from twofold.errors import NoSpace, NotFound, RuntimeFailed, TwofoldError
+from twofold.hypervisor import standstill
 from twofold.instance import restart_policy, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.place import ImageRoot, Place, hostname_of
@@ -26,8 +27,10 @@ from twofold.instance.walls import Planned, Wall, word_of
 from twofold.model.image import ImageConfig
 from twofold.model.instance import State
 from twofold.operations import Operation, StepHandle
+from twofold.storage.snapshots import SnapshotStore
 
 KILL_TIMEOUT_S = 15.0
+LEAVE_TIMEOUT_S = 10.0
 MAX_STOP_TIMEOUT_S = 3600.0
 
 log = logging.getLogger("twofold.instance")
@@ -53,7 +56,7 @@ class Lifecycle:
         """Bring it to running, or leave it as it was and raise why not."""
         begun = time.monotonic()
         async with record.lock:
-            self._refuse_removed(record)
+            self.refuse_removed(record)
             states.check("start", record.state, record.name)
             self._forget_restart(record)
             before = record.state
@@ -69,6 +72,9 @@ class Lifecycle:
                         self._records.save, record, state=before, intent="stopped", pid=None
                     )
                     reply, planned = await self._start_steps(record, operation, undo, ticket)
+                    if before is State.SUSPENDED:
+                        # Its disk has gone on: nothing may wake up from that moment again.
+                        await asyncio.to_thread(self._files(record).wake_up)
                     undo.pop_all()
             except TwofoldError as error:
                 record.error = error.message
@@ -191,21 +197,22 @@ class Lifecycle:
                 return
             await self._conclude(record)
 
-    async def _conclude(self, record: Record) -> None:
-        """With the lock held and ``exit_event`` there."""
+    async def _conclude(self, record: Record, state: State = State.STOPPED) -> None:
+        """With the lock held and ``exit_event`` there. ``state``: stopped, or suspended."""
         event = record.exit_event or {}
         lived_s = restart_policy.seconds_between(record.started_at, event.get("at"))
         # Beside what follows: both wait for the kernel's grace periods, 10 to 30 ms each.
         unplugged = asyncio.ensure_future(self._unplug(record))
-        remove = record.spec.auto_remove or record.intent == "removed"
+        sleeps = state is State.SUSPENDED
+        remove = not sleeps and (record.spec.auto_remove or record.intent == "removed")
         saved = self._records.save(
             record,
-            state=State.STOPPED,
+            state=state,
             pid=None,
-            exit_code=event.get("exit_code"),
+            exit_code=None if sleeps else event.get("exit_code"),
             oom_killed=bool(event.get("oom_killed")),
             finished_at=event.get("at") or now(),
-            error=_reason(event),
+            error=None if sleeps else _reason(event),
         )
         try:
             if not remove:
@@ -220,7 +227,7 @@ class Lifecycle:
             await unplugged
         if remove:
             await self.erase(record)
-        else:
+        elif not sleeps:
             self._plan_restart(record, lived_s)
 
     async def _unplug(self, record: Record) -> None:
@@ -282,19 +289,34 @@ class Lifecycle:
         """The payload's own stop signal; after ``timeout_s`` the kernel's."""
         timeout_s = min(max(0.0, timeout_s), MAX_STOP_TIMEOUT_S)
         async with record.lock:
-            self._refuse_removed(record)
+            self.refuse_removed(record)
             if record.restart_timer is not None:
                 self._forget_restart(record)
                 await self._records.save(record, intent="stopped")
                 return
             states.check("stop", record.state, record.name)
-            if record.state is State.PAUSED:
-                await self.wall(record).resume(record, self._run_dir(record))
-            async with operation.step(f"Stopping {record.name}"):
-                self._records.save(record, state=State.STOPPING, intent="stopped")
-                if not await self.ask_to_stop(record, timeout_s):
-                    await self._kill_and_wait(record)
-                await self._conclude(record)
+            await self.halt(record, operation, timeout_s=timeout_s)
+
+    async def halt(self, record: Record, operation: Operation, *, timeout_s: float) -> None:
+        """``stop`` for who holds the lock and has looked at the state; 0: at once."""
+        if record.state is State.PAUSED:
+            await self.wall(record).resume(record, self._run_dir(record))
+        async with operation.step(f"Stopping {record.name}"):
+            self._records.save(record, state=State.STOPPING, intent="stopped")
+            if not await self.ask_to_stop(record, timeout_s):
+                await self._kill_and_wait(record)
+            await self._conclude(record)
+
+    async def put_to_sleep(self, record: Record) -> None:
+        """Its memory is on the disk and it stands still: end its sandbox, with the lock held."""
+        await self._records.save(record, state=State.SUSPENDED, intent="stopped")
+        try:
+            await asyncio.to_thread(standstill.leave, self._run_dir(record))
+        except OSError as error:
+            log.warning("the monitor of %s is not there: %s", record.name, error)
+        if not await self._await_exit(record, LEAVE_TIMEOUT_S):
+            await self._kill_and_wait(record)
+        await self._conclude(record, State.SUSPENDED)
 
     async def ask_to_stop(self, record: Record, timeout_s: float) -> bool:
         """Send the payload its stop signal; whether it has ended in time. Records nothing."""
@@ -323,7 +345,7 @@ class Lifecycle:
     async def kill(self, record: Record, signal: str) -> None:
         """A signal to the payload, at once; SIGKILL ends the whole sandbox."""
         name = signal_name(signal)
-        self._refuse_removed(record)
+        self.refuse_removed(record)
         states.check("kill", record.state, record.name)
         if name not in ("SIGKILL", "9"):
             await self._keeper.call("signal", id=record.id, signal=name)
@@ -335,7 +357,7 @@ class Lifecycle:
 
     async def pause(self, record: Record) -> None:
         async with record.lock:
-            self._refuse_removed(record)
+            self.refuse_removed(record)
             states.check("pause", record.state, record.name)
             await self.wall(record).pause(record, self._run_dir(record))
             await self._records.save(
@@ -344,7 +366,7 @@ class Lifecycle:
 
     async def resume(self, record: Record) -> None:
         async with record.lock:
-            self._refuse_removed(record)
+            self.refuse_removed(record)
             states.check("resume", record.state, record.name)
             await self.wall(record).resume(record, self._run_dir(record))
             await self._records.save(
@@ -398,7 +420,10 @@ class Lifecycle:
     def _run_dir(self, record: Record) -> str:
         return self._rooms.paths.instance_run(record.id)
 
-    def _refuse_removed(self, record: Record) -> None:
+    def _files(self, record: Record) -> SnapshotStore:
+        return SnapshotStore(self._rooms.paths.instance_dir(record.id))
+
+    def refuse_removed(self, record: Record) -> None:
         if record.removed:
             raise NotFound(f"no instance {record.name!r}: it was removed", hint="twofold list")
 

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from twofold.errors import Conflict, NoSpace, TwofoldError
-from twofold.instance import names, own_os
+from twofold.instance import names, own_os, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.exposure import Exposer
 from twofold.instance.facts import write_facts
@@ -28,6 +28,8 @@ from twofold.instance.process import arguments, environment, working_dir
 from twofold.instance.record import Record
 from twofold.instance.screens import Screens
 from twofold.instance.sessions import Sessions
+from twofold.instance.snapshots import Snapshots
+from twofold.instance.suspending import Suspension
 from twofold.instance.templates import TemplateDesk
 from twofold.instance.usage import Gauge
 from twofold.instance.walls import ContainerWall, VmWall, Wall, make_directory, word_of
@@ -68,6 +70,8 @@ class InstanceManager:
         self.refitting = Refitting(rooms, own_os_wall)
         self.forks = Forks(rooms, self)
         self.screens = Screens(rooms.paths)
+        self.suspension = Suspension(rooms, self.lifecycle)
+        self.snapshots = Snapshots(rooms, self.lifecycle, self.suspension)
         self._allocating = asyncio.Lock()
 
     def find(self, reference: str) -> Record:
@@ -121,6 +125,8 @@ class InstanceManager:
         return record
 
     async def restart(self, record: Record, operation: Operation, *, timeout_s: float) -> None:
+        if record.state is State.SUSPENDED:
+            states.check("restart", record.state, record.name)
         if record.active:
             auto_remove = record.spec.auto_remove
             if auto_remove:
@@ -206,7 +212,10 @@ class InstanceManager:
             await record.until(lambda: record.removed)
         else:
             await record.until(
-                lambda: record.removed or (not record.active and record.state is not State.CREATED)
+                lambda: (
+                    record.removed
+                    or (not record.active and record.state not in (State.CREATED, State.SUSPENDED))
+                )
             )
         event = record.exit_event or {}
         return record.exit_code if record.exit_code is not None else event.get("exit_code")

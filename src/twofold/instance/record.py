@@ -100,7 +100,7 @@ class Record:
     @property
     def active(self) -> bool:
         """Whether a sandbox belongs to it now."""
-        return self.state not in (State.CREATED, State.STOPPED)
+        return self.state not in (State.CREATED, State.STOPPED, State.SUSPENDED)
 
     def change(self, **changes: Any) -> dict[str, Any]:
         """Set fields, wake the waiting; returns the columns to write."""

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twofold.errors import TwofoldError
-from twofold.instance import restart_policy
+from twofold.instance import restart_policy, sleepers
 from twofold.instance.lifecycle import adopt
 from twofold.instance.manager import InstanceManager
 from twofold.instance.record import Record, from_row, now
@@ -61,11 +61,13 @@ async def restore(
     await _load_directories(manager, report)
     sandboxes = await _ask_keeper(manager)
     await _finish_removals(manager)
+    await sleepers.settle_files(manager)
     await _kill_unknown(manager, sandboxes, report)
     living = []
     for record in manager.records:
         sandbox = sandboxes.get(record.id)
-        if sandbox and sandbox["state"] in _LIVING and record.state is not State.STARTING:
+        woke = sandbox is not None and sleepers.woke_up(manager, record, sandbox)
+        if sandbox and sandbox["state"] in _LIVING and (woke or not _between(record)):
             _adopt(manager, record, sandbox, report)
             living.append(record)
     await _restore_network(manager, living, report)
@@ -73,6 +75,11 @@ async def restore(
         if record not in living:
             await _settle(manager, record, sandboxes.get(record.id), same_boot, report)
     return report
+
+
+def _between(record: Record) -> bool:
+    """Whether it was neither running nor at rest: half started, or on its way to the disk."""
+    return record.state in (State.STARTING, State.SUSPENDED)
 
 
 async def _ask_keeper(manager: InstanceManager) -> dict[str, dict[str, Any]]:
@@ -161,7 +168,11 @@ async def _kill_unknown(
         record = manager.records.get(instance_id)
         half_started = record is not None and (
             sandbox["state"] in ("creating", "created", "starting")
-            or (record.state is State.STARTING and sandbox["state"] in _LIVING)
+            or (
+                _between(record)
+                and sandbox["state"] in _LIVING
+                and not sleepers.woke_up(manager, record, sandbox)
+            )
         )
         if record is not None and not half_started:
             continue
@@ -186,8 +197,10 @@ def _stray(sandbox: dict[str, Any]) -> Record:
 def _adopt(
     manager: InstanceManager, record: Record, sandbox: dict[str, Any], report: Report
 ) -> None:
-    # A paused VM is paused in QEMU, which the keeper cannot see.
-    paused = sandbox["state"] == "paused" or (record.is_vm and record.state is State.PAUSED)
+    # A paused VM is paused in QEMU, which the keeper cannot see. What the row has as running was
+    # only held still, to be copied, by a daemon that died.
+    held = record.state is State.RUNNING and (record.is_vm or sandbox["state"] == "paused")
+    paused = not held and (sandbox["state"] == "paused" or record.state is State.PAUSED)
     manager.records.save(
         record,
         state=State.PAUSED if paused else State.RUNNING,
@@ -203,6 +216,7 @@ def _adopt(
     adopt(record, image.config if image else None)
     # Not awaited: a guest that hangs must not hold up the daemon's start.
     manager.rooms.scope.spawn(manager.limits.reapply(record), name=f"limits of {record.name}")
+    sleepers.rouse(manager, record, held=held)
     report.adopted += 1
 
 
@@ -235,6 +249,8 @@ async def _settle(
     if not os.path.exists(f"{directory}/spec.json"):
         await manager.lifecycle.erase(record)  # never finished, so nobody was told of it
         report.removed += 1
+        return
+    if await sleepers.settle(manager, record, sandbox):
         return
     if sandbox is not None and sandbox["state"] == "ended":
         if record.exit_event is not None:

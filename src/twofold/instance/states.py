@@ -11,27 +11,37 @@ __all__ = ["TRANSITIONS", "VERBS", "State", "check", "move"]
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.CREATED: frozenset({State.STARTING}),
     # A failed start leads back to where it came from.
-    State.STARTING: frozenset({State.RUNNING, State.CREATED, State.STOPPED}),
-    State.RUNNING: frozenset({State.PAUSED, State.STOPPING, State.STOPPED}),
+    State.STARTING: frozenset({State.RUNNING, State.CREATED, State.STOPPED, State.SUSPENDED}),
+    State.RUNNING: frozenset({State.PAUSED, State.STOPPING, State.STOPPED, State.SUSPENDED}),
     State.PAUSED: frozenset({State.RUNNING, State.STOPPING, State.STOPPED}),
     State.STOPPING: frozenset({State.STOPPED}),
-    State.STOPPED: frozenset({State.STARTING}),
+    State.STOPPED: frozenset({State.STARTING, State.SUSPENDED}),
+    # A virtual machine without a process: its memory and devices are on the disk.
+    State.SUSPENDED: frozenset({State.STARTING, State.STOPPED}),
 }
 
 VERBS: dict[str, frozenset[State]] = {
-    "start": frozenset({State.CREATED, State.STOPPED}),
+    "start": frozenset({State.CREATED, State.STOPPED, State.SUSPENDED}),
     "stop": frozenset({State.RUNNING, State.PAUSED, State.STOPPING}),
     "restart": frozenset({State.CREATED, State.STOPPED, State.RUNNING, State.PAUSED}),
     "kill": frozenset({State.RUNNING, State.PAUSED, State.STOPPING}),
     "pause": frozenset({State.RUNNING}),
-    "resume": frozenset({State.PAUSED}),
+    "resume": frozenset({State.PAUSED, State.SUSPENDED}),
+    "suspend": frozenset({State.RUNNING}),
     "exec": frozenset({State.RUNNING}),
     "copy": frozenset({State.RUNNING}),
     "attach": frozenset({State.RUNNING, State.PAUSED}),
     "top": frozenset({State.RUNNING, State.PAUSED}),
     "stats": frozenset({State.RUNNING, State.PAUSED}),
     "set": frozenset({State.CREATED, State.RUNNING, State.PAUSED, State.STOPPED}),
-    "remove": frozenset({State.CREATED, State.STOPPED}),
+    "remove": frozenset({State.CREATED, State.STOPPED, State.SUSPENDED}),
+    "discard": frozenset({State.SUSPENDED}),
+    "snapshot": frozenset(
+        {State.CREATED, State.RUNNING, State.PAUSED, State.STOPPED, State.SUSPENDED}
+    ),
+    "restore": frozenset(
+        {State.CREATED, State.RUNNING, State.PAUSED, State.STOPPED, State.SUSPENDED}
+    ),
 }
 
 # What to type, by the state that is in the way. {name} is the instance's.
@@ -42,12 +52,24 @@ _HINTS: dict[State, str] = {
     State.PAUSED: "twofold resume {name}",
     State.STOPPING: "twofold kill {name}",
     State.STOPPED: "twofold start {name}",
+    State.SUSPENDED: "twofold resume {name}",
 }
 _HINTS_BY_VERB: dict[tuple[str, State], str] = {
     ("copy", State.PAUSED): "twofold resume {name}: nothing inside runs while it is paused",
     ("start", State.RUNNING): "it runs already; twofold restart {name} starts it anew",
     ("pause", State.PAUSED): "it is paused already; twofold resume {name}",
     ("resume", State.RUNNING): "only a paused instance resumes; twofold pause {name}",
+    ("resume", State.STOPPED): "twofold start {name}",
+    ("suspend", State.PAUSED): "twofold resume {name}, then suspend it",
+    ("suspend", State.SUSPENDED): "it is suspended already; twofold resume {name}",
+    ("stop", State.SUSPENDED): (
+        "nothing of it runs; twofold resume {name} goes on, twofold stop --discard {name} gives "
+        "its memory up"
+    ),
+    ("restart", State.SUSPENDED): (
+        "twofold resume {name}, or give its memory up: twofold stop --discard {name}"
+    ),
+    ("discard", State.RUNNING): "--discard is for suspended machines; twofold stop {name}",
     ("remove", State.RUNNING): "twofold stop {name}, or twofold rm --force {name}",
     ("remove", State.PAUSED): "twofold rm --force {name}",
     ("remove", State.STARTING): "twofold rm --force {name}",

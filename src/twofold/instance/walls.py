@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from twofold.errors import InvalidInput, Unsupported
-from twofold.instance import masks, privileges, system_start, vm
+from twofold.instance import masks, privileges, system_start, vm, waking
 from twofold.instance.collaborators import Images, Keeper, Machines
 from twofold.instance.container import PIDS, check_target, check_volume, container_plan
 from twofold.instance.place import ImageRoot, Place
@@ -20,6 +20,7 @@ from twofold.model.instance import InstanceSpec
 from twofold.operations import Operation
 from twofold.runtime import cgroups
 from twofold.runtime.plan import SandboxPlan
+from twofold.storage.snapshots import SnapshotStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +163,11 @@ class VmWall:
         parts = replace(parts, disk=await self._images.disk(image.digest, operation))
         fork = None
         boots = system_start.reason_to_boot(record.spec, image) if record.spec.system else None
+        moment = SnapshotStore(place.directory).suspended()
         if record.copied is not None:
             fork = await self._templates.fork_of_copy(record, image, place, parts)
+        elif moment is not None:
+            fork = await waking.plan(record, image, place, parts=parts, moment=moment)
         elif not (record.spec.cold or boots or record.started_at):
             fork = await self._templates.fork(record, image, place, parts, operation)
         made = (

@@ -29,6 +29,7 @@ class State(StrEnum):
     PAUSED = "paused"
     STOPPING = "stopping"
     STOPPED = "stopped"
+    SUSPENDED = "suspended"
 
 
 class Strict(BaseModel):

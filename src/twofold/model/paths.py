@@ -3,7 +3,7 @@
     ROOT (/var/lib/twofold, 0700)        what survives a reboot
         twofold.db                       intent (SQLite)
         images/                          OCI layout, unpacked layers, merged erofs
-        instances/ID/                    upper/ work/ data.img logs/ console.log
+        instances/ID/                    upper/ work/ data.img logs/ snapshots/ suspended/
         kernels/ cache/                  kernel bundles, QEMU jail, compiled filters
         templates/KEY/                   frozen virtual machines that others are forked from
     RUN (/run/twofold, 0711)             what does not

@@ -115,7 +115,7 @@ class Vm:
     ready_timeout_s: float = 120.0
     vnet_header: bool = True  # the tap carries virtio headers: only for a virtio card
     discard: bool = False  # the disk is thrown away at the end: no need to shut down cleanly
-    # boot | template | fork: how it comes to life (hypervisor/monitor_birth.py).
+    # boot | template | fork | copy | resume: how it comes to life (hypervisor/monitor_birth.py).
     birth: str = "boot"
     given: tuple[str, ...] = ()  # names of the descriptors that come with the request itself
     facts: dict[str, Any] = field(default_factory=dict)  # of the template: what its agent said

@@ -12,9 +12,6 @@ at every fork: the least used go first when all together exceed the limit.
 Refuses a template whose files do not match their checksums: it is removed. Starts no machine.
 """
 
-import errno
-import fcntl
-import hashlib
 import json
 import mmap
 import os
@@ -25,14 +22,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from twofold.errors import Corrupt, NoSpace, NotFound
-from twofold.storage.disk import copy, sparse_copy
+from twofold.storage import memory
+from twofold.storage.disk import copy
 
 FORMAT = 1
 LIMIT_BYTES = 8 << 30
-_CHUNK_BYTES = 4 << 20
 _IDLE_S = 900.0
 _NEW = ".new-"
-_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _PARTS = ("memory", "state", "data.img")
 
 
@@ -130,14 +126,14 @@ class TemplateStore:
         scratch = f"{self._directory}/{_NEW}{key}"
         target = f"{self._directory}/{key}"
         try:
-            fcntl.fcntl(memory_fd, fcntl.F_ADD_SEALS, _SEALS)
-            _write_sparse(memory_fd, f"{scratch}/memory")
+            memory.seal(memory_fd)
+            memory.write_sparse(memory_fd, f"{scratch}/memory")
             template = Template(
                 key=key,
                 directory=target,
                 facts=facts,
                 shape=shape,
-                checksums={name: _checksum(f"{scratch}/{name}") for name in _PARTS},
+                checksums={name: memory.checksum(f"{scratch}/{name}") for name in _PARTS},
                 created_at=time.time(),
             )
             with open(f"{scratch}/template.json", "w", encoding="utf-8") as file:
@@ -178,7 +174,7 @@ class TemplateStore:
     def _load(self, template: Template) -> int:
         for name in _PARTS:
             try:
-                found = _checksum(f"{template.directory}/{name}")
+                found = memory.checksum(f"{template.directory}/{name}")
             except OSError as error:
                 found = error.strerror or "unreadable"
             if found != template.checksums.get(name):
@@ -187,18 +183,7 @@ class TemplateStore:
                     f"template {template.key} is damaged ({name}): it was removed",
                     hint="the next start makes another",
                 )
-        fd = os.memfd_create("twofold-template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            source = os.open(f"{template.directory}/memory", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                sparse_copy(source, fd)
-            finally:
-                os.close(source)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+        return memory.load(f"{template.directory}/memory", "twofold-template")
 
     def _let_go_of_idle(self, *, spare: str) -> None:
         """Memory that nobody has forked for a while is read from the disk when it is wanted."""
@@ -274,63 +259,14 @@ def wipe(memory_fd: int, secret: str) -> int:
     if len(pattern) != 16 or len(set(pattern)) < 8:
         return 0
     count, size = 0, os.fstat(memory_fd).st_size
-    with mmap.mmap(memory_fd, size) as memory:
-        for start, end in _extents(memory_fd):
-            at = memory.find(pattern, start, end)
+    with mmap.mmap(memory_fd, size) as view:
+        for start, end in memory.extents(memory_fd):
+            at = view.find(pattern, start, end)
             while at >= 0:
-                memory[at : at + 16] = bytes(16)
+                view[at : at + 16] = bytes(16)
                 count += 1
-                at = memory.find(pattern, at, end)
+                at = view.find(pattern, at, end)
     return count
-
-
-def _extents(fd: int) -> list[tuple[int, int]]:
-    """(start, end) of the file's data; what lies between are holes."""
-    size, at, found = os.fstat(fd).st_size, 0, []
-    while at < size:
-        try:
-            start = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                break
-            raise
-        at = os.lseek(fd, start, os.SEEK_HOLE)
-        found.append((start, at))
-    return found
-
-
-def _write_sparse(source: int, path: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        os.ftruncate(fd, os.fstat(source).st_size)
-        for start, end in _extents(source):
-            while start < end:
-                block = os.pread(source, min(_CHUNK_BYTES, end - start), start)
-                start += os.pwrite(fd, block, start)
-        os.fdatasync(fd)
-    finally:
-        os.close(fd)
-
-
-def _checksum(path: str) -> str:
-    """SHA-256 of size, and of place and content of every block that is not zero throughout."""
-    digest = hashlib.sha256()
-    zero = bytes(_CHUNK_BYTES)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        digest.update(b"%d" % os.fstat(fd).st_size)
-        at = 0
-        for start, end in _extents(fd):
-            at = max(at, start - start % _CHUNK_BYTES)
-            while at < end:
-                block = os.pread(fd, _CHUNK_BYTES, at)
-                if block != zero[: len(block)]:
-                    digest.update(b"@%d:" % at)
-                    digest.update(block)
-                at += _CHUNK_BYTES
-    finally:
-        os.close(fd)
-    return digest.hexdigest()
 
 
 def _no_space(path: str, error: OSError) -> NoSpace:

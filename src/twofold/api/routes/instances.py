@@ -12,7 +12,7 @@ from twofold.api.services import services
 from twofold.errors import InvalidInput
 from twofold.instance import states
 from twofold.model.exposure import Exposure
-from twofold.model.instance import Instance, InstanceChange, InstanceSpec, Line, Strict
+from twofold.model.instance import Instance, InstanceChange, InstanceSpec, Line, State, Strict
 from twofold.model.usage import ProcessInfo, Use
 from twofold.operations import Operation
 
@@ -37,6 +37,9 @@ class StartRequest(Strict):
 
 class StopRequest(Strict):
     timeout_s: float = Field(default=10.0, ge=0, le=3600)
+    discard: bool = Field(
+        default=False, description="give up the memory of a suspended machine; stops nothing else"
+    )
 
 
 class ForkRequest(Strict):
@@ -135,10 +138,13 @@ async def start_instance(request: Request, name: str, body: StartRequest | None 
 async def stop_instance(request: Request, name: str, body: StopRequest | None = None) -> Response:
     house = services(request)
     record = house.instances.find(name)
-    timeout_s = (body or StopRequest()).timeout_s
+    wish = body or StopRequest()
 
     async def work(operation: Operation) -> Any:
-        await house.instances.lifecycle.stop(record, operation, timeout_s=timeout_s)
+        if wish.discard:
+            await house.instances.suspension.discard(record)
+        else:
+            await house.instances.lifecycle.stop(record, operation, timeout_s=wish.timeout_s)
         return record.view()
 
     return await operation_reply(request, house.operations.start("instance.stop", work))
@@ -198,10 +204,18 @@ async def pause_instance(request: Request, name: str) -> Response:
 
 @router.post("/instances/{name}/resume", response_model=Instance, summary="Let it go on")
 async def resume_instance(request: Request, name: str) -> Response:
-    manager = services(request).instances
-    record = manager.find(name)
-    await manager.lifecycle.resume(record)
-    return raw_reply(record.json())
+    """One that is paused, or one that is suspended: that is started from its memory."""
+    house = services(request)
+    record = house.instances.find(name)
+
+    async def work(operation: Operation) -> Any:
+        if record.state is State.SUSPENDED:
+            await house.instances.lifecycle.start(record, operation)
+        else:
+            await house.instances.lifecycle.resume(record)
+        return record.view()
+
+    return await operation_reply(request, house.operations.start("instance.resume", work))
 
 
 @router.get(

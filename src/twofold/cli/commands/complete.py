@@ -85,7 +85,17 @@ def candidates(before: list[str], current: str, root: str | None) -> Iterator[tu
     if positionals:
         position = min(seen, len(positionals) - 1)
         if seen < len(positionals) or positionals[position].nargs in ("*", "+"):
+            if positionals[position].metavar == "SNAPSHOT" and verb != "snapshot create":
+                names = [word for word in rest if not word.startswith("-")]
+                yield from _snapshots(names[0], root)
+                return
             yield from _words_for(positionals[position], verb, root)
+
+
+def _snapshots(instance: str, root: str | None) -> Iterator[tuple[str, str]]:
+    client = Client(Paths(root), launch=False)
+    for one in client.call("GET", url("instances", instance, "snapshots")):
+        yield one["name"], one["comment"]
 
 
 def _verbs(current: str) -> Iterator[tuple[str, str]]:

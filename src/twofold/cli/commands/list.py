@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
     client = Client(Paths(args.root))
     instances = client.call("GET", url("instances", all=True))
     if args.running and not args.all:
-        instances = [one for one in instances if one["state"] not in ("created", "stopped")]
+        instances = [
+            one for one in instances if one["state"] not in ("created", "stopped", "suspended")
+        ]
     if args.json:
         output.write_json(instances)
     elif args.quiet:

@@ -1,4 +1,4 @@
-"""``twofold resume``: let paused instances run on."""
+"""``twofold resume``: let paused or suspended instances go on."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ if TYPE_CHECKING:
     import argparse
 
 EXAMPLES = ("twofold resume web", "twofold resume --all")
+DESCRIPTION = "One that is suspended is started from its memory: it goes on where it was."
 
 
 def configure(parser: Parser) -> None:
-    several.configure(parser, everything="resume every paused instance")
+    several.configure(parser, everything="resume every paused and suspended instance")
 
 
 def run(args: argparse.Namespace) -> int:
     return several.each(
         args,
-        lambda client, name, _: client.call("POST", url("instances", name, "resume")),
-        states=("paused",),
+        lambda client, name, progress: several.operate(
+            client, progress, "POST", url("instances", name, "resume"), body={}
+        ),
+        states=("paused", "suspended"),
     )

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = ("twofold rm web", "twofold rm -f web db", "twofold rm --force --all")
 DESCRIPTION = """\
-Its files, logs and addresses go; volumes and images stay. A running instance is only removed
-with -f, which kills it first and does not mind a name that is not there."""
+Its files, snapshots, logs and addresses go; volumes and images stay. A running instance is only
+removed with -f, which kills it first and does not mind a name that is not there."""
 
 
 def configure(parser: Parser) -> None:
@@ -38,4 +38,6 @@ def run(args: argparse.Namespace) -> int:
                 return None
             raise
 
-    return several.each(args, remove, states=() if args.force else ("created", "stopped"))
+    return several.each(
+        args, remove, states=() if args.force else ("created", "stopped", "suspended")
+    )

@@ -35,11 +35,19 @@ def run(args: argparse.Namespace) -> int:
         else:
             _draw_exposure(found)
         return 0
-    instance = Client(Paths(args.root)).call("GET", url("instances", args.name))
+    client = Client(Paths(args.root))
+    instance = client.call("GET", url("instances", args.name))
+    snapshots = client.call("GET", url("instances", instance["id"], "snapshots"))
     if args.json:
-        output.write_json(instance)
+        output.write_json({**instance, "snapshots": snapshots})
     else:
         _draw(instance)
+        words = [
+            f"{one['name']}, {output.human_size(one['size_bytes'])}, {one['consistency']}, "
+            f"{output.age(one['created_at'])}"
+            for one in snapshots
+        ]
+        output.write_section("snapshots", [("kept", words)])
     return 0
 
 

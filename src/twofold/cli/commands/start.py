@@ -20,7 +20,9 @@ DESCRIPTION = "With --attach the output and the exit code are the command's; add
 
 def configure(parser: Parser) -> None:
     # -a attaches, as people know it; so --all has no short form here.
-    several.configure(parser, everything="start every created or stopped instance", short=())
+    several.configure(
+        parser, everything="start every created, stopped or suspended instance", short=()
+    )
     parser.add_argument("-a", "--attach", action="store_true", help="stay in the foreground")
     parser.add_argument("-i", "--interactive", action="store_true", help="pass standard input on")
     keys.configure(parser)
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         lambda client, name, progress: several.operate(
             client, progress, "POST", url("instances", name, "start"), body={"ticket": None}
         ),
-        states=("created", "stopped"),
+        states=("created", "stopped", "suspended"),
     )
 
 

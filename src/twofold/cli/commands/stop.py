@@ -11,11 +11,15 @@ if TYPE_CHECKING:
     import argparse
 
 EXAMPLES = ("twofold stop web", "twofold stop -t 30 db cache", "twofold stop --all")
-DESCRIPTION = "Sends the image's stop signal, then SIGKILL after the time-out."
+DESCRIPTION = """\
+Sends the image's stop signal, then SIGKILL after the time-out. A suspended machine does not run, so
+there is nothing to stop; --discard gives up its memory, which is to it as a power cut."""
 
 
 def configure(parser: Parser) -> None:
-    several.configure(parser, everything="stop every running instance")
+    several.configure(
+        parser, everything="stop every running instance; with --discard all suspended"
+    )
     parser.add_argument(
         "-t",
         "--timeout",
@@ -25,6 +29,11 @@ def configure(parser: Parser) -> None:
         default=10.0,
         metavar="SECONDS",
         help="how long to wait before killing; default: 10",
+    )
+    parser.add_argument(
+        "--discard",
+        action="store_true",
+        help="give up the memory of suspended machines: the next start boots",
     )
 
 
@@ -36,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
             progress,
             "POST",
             url("instances", name, "stop"),
-            body={"timeout_s": args.timeout},
+            body={"timeout_s": args.timeout, "discard": args.discard},
         ),
-        states=("starting", "running", "paused"),
+        states=("suspended",) if args.discard else ("starting", "running", "paused"),
     )

@@ -1,0 +1,280 @@
+"""``snapshot``: an instance as it was, to go back to. Files, and of a virtual machine its memory.
+
+While the files are copied nothing may change them: a container is frozen; a guest is asked to hold
+its file system still, and where it cannot, or does not for long enough, the whole machine stands
+still instead, which leaves the disk as after a power cut. With memory it always stands still.
+
+Restoring first copies beside what is there, so lack of space changes nothing and stops nothing;
+then what runs is stopped, and one rename decides (``storage/snapshots.py``).
+"""
+
+import asyncio
+import os
+import shutil
+from contextlib import AsyncExitStack
+from typing import Any
+
+from twofold.errors import Conflict, IllegalState, TwofoldError
+from twofold.hypervisor import guest_freeze
+from twofold.instance import ownership, states, waking
+from twofold.instance.collaborators import Collaborators
+from twofold.instance.facts import write_facts
+from twofold.instance.lifecycle import Lifecycle
+from twofold.instance.record import Record, now
+from twofold.instance.suspending import Suspension, check_memory, to_the_end
+from twofold.model import snapshot as model
+from twofold.model.instance import State
+from twofold.operations import Operation, StepHandle
+from twofold.storage import disk, moments
+from twofold.storage.snapshots import Snapshot, SnapshotStore, content
+
+# A guest's writers wait while its disk is copied; longer than this they do not.
+FREEZE_S = 60.0
+_GENTLE_STOP_S = 10.0
+
+
+class Snapshots:
+    def __init__(self, rooms: Collaborators, lifecycle: Lifecycle, suspension: Suspension) -> None:
+        self._rooms, self._lifecycle, self._suspension = rooms, lifecycle, suspension
+
+    # -- looking ------------------------------------------------------------------------------
+
+    async def select(self, record: Record) -> list[model.Snapshot]:
+        """Oldest first."""
+        files = self._files(record)
+        found, current = await asyncio.to_thread(lambda: (files.list(), files.current()))
+        return [_shown(record, one, current) for one in found]
+
+    async def find(self, record: Record, name: str) -> model.Snapshot:
+        """Raises NotFound."""
+        files = self._files(record)
+        found, current = await asyncio.to_thread(lambda: (files.find(name), files.current()))
+        return _shown(record, found, current)
+
+    # -- create -------------------------------------------------------------------------------
+
+    async def create(
+        self,
+        record: Record,
+        operation: Operation,
+        *,
+        name: str | None,
+        memory: bool,
+        comment: str = "",
+    ) -> model.Snapshot:
+        """Nothing of it is left when this fails. Raises Conflict, Unsupported, IllegalState,
+        NoSpace."""
+        files = self._files(record)
+        async with record.lock, AsyncExitStack() as undo:
+            self._lifecycle.refuse_removed(record)
+            states.check("snapshot", record.state, record.name)
+            if memory:
+                self._check_for_memory(record)
+            chosen: str = name if name else await asyncio.to_thread(files.free_name)
+            scratch = await to_the_end(files.begin, chosen)
+            undo.callback(shutil.rmtree, scratch, ignore_errors=True)
+            created_at = now()
+            async with operation.step(f"Copying {record.name}") as step:
+                copying = _Copying(self._rooms, self._lifecycle, record, scratch, operation)
+                if memory:
+                    consistency, still_s = "memory", await self._copy_moment(copying)
+                else:
+                    consistency, still_s = await copying.files()
+                kept = await to_the_end(
+                    files.keep,
+                    Snapshot(
+                        name=chosen,
+                        directory=scratch,
+                        created_at=created_at,
+                        comment=comment,
+                        consistency=consistency,
+                        standstill_s=None if still_s is None else round(still_s, 4),
+                        spec=record.spec.model_dump(mode="json"),
+                    ),
+                )
+                _say_standstill(step, still_s)
+            undo.pop_all()
+        if record.spec.auto_remove:
+            operation.warn(
+                f"{record.name!r} is removed when it ends (--rm), and its snapshots with it",
+                f"twofold stop would end it; keep it: twofold fork {record.name}",
+            )
+        return _shown(record, kept, chosen)
+
+    def _check_for_memory(self, record: Record) -> None:
+        check_memory(record)
+        if record.state not in (State.RUNNING, State.SUSPENDED):
+            raise IllegalState(
+                f"{record.name!r} is {record.state.value}: only what runs has memory to be kept",
+                hint=f"twofold snapshot create {record.name}    # without --memory",
+            )
+
+    async def _copy_moment(self, copying: "_Copying") -> float | None:
+        record, scratch = copying.record, copying.scratch
+        if record.state is State.SUSPENDED:
+            await copying.content()
+            asleep = self._files(record).suspended()
+            if asleep is None or not asleep.fits(self._rooms.paths.instance_dir(record.id)):
+                raise IllegalState(
+                    f"the memory of {record.name!r} is not there any more",
+                    hint=f"twofold stop --discard {record.name}",
+                )
+            disks = moments.facts_of_disks(scratch, list(asleep.disks))
+            await to_the_end(lambda: moments.share(asleep, scratch, disks=disks))
+            return None
+        return await self._suspension.capture(
+            record, scratch, goes_on=True, while_still=copying.content, copied=scratch
+        )
+
+    # -- restore ------------------------------------------------------------------------------
+
+    async def restore(
+        self, record: Record, name: str, operation: Operation, *, start: bool | None
+    ) -> None:
+        """The instance as it was then. ``start``: None means if it runs now, or was kept with its
+        memory. Raises NotFound, Conflict, IllegalState, NoSpace; it is as before then."""
+        files = self._files(record)
+        async with record.lock:
+            self._lifecycle.refuse_removed(record)
+            states.check("restore", record.state, record.name)
+            snapshot = await asyncio.to_thread(files.find, name)
+            ran = record.active
+            if ran and record.spec.auto_remove:
+                raise Conflict(
+                    f"{record.name!r} is removed when it stops (--rm): it cannot be restored",
+                    hint="run it without --rm",
+                )
+            async with AsyncExitStack() as undo:
+                undo.callback(files.abandon)
+                async with operation.step(f"Preparing {name}"):
+                    await to_the_end(files.prepare, snapshot, copy)
+                if ran:
+                    # Its files go; what it writes to directories of the host stays.
+                    gently = _GENTLE_STOP_S if record.spec.volumes else 0.0
+                    await self._lifecycle.halt(record, operation, timeout_s=gently)
+                await to_the_end(files.commit)
+                undo.pop_all()
+            await self._rooms.records.save(record, **self._restored(record, files, operation))
+            write_facts(record, self._rooms.paths.instance_dir(record.id))
+        wanted = (ran or snapshot.consistency == "memory") if start is None else start
+        if wanted:
+            await self._lifecycle.start(record, operation)
+
+    def _restored(
+        self, record: Record, files: SnapshotStore, operation: Operation
+    ) -> dict[str, Any]:
+        """The row of what is in place now."""
+        moment = files.suspended()
+        if moment is None:
+            state = State.CREATED if record.state is State.CREATED else State.STOPPED
+            return {"state": state, "error": None}
+        spec = waking.spec_of(record.spec, moment)
+        if spec != record.spec:
+            operation.warn(f"{record.name!r} has the memory and processors again that it had then")
+        return {"state": State.SUSPENDED, "error": None, "exit_code": None, "spec": spec}
+
+    # -- remove -------------------------------------------------------------------------------
+
+    async def remove(self, record: Record, name: str) -> int:
+        """Bytes freed at most. Raises NotFound."""
+        async with record.lock:
+            self._lifecycle.refuse_removed(record)
+            return await to_the_end(self._files(record).remove, name)
+
+    def _files(self, record: Record) -> SnapshotStore:
+        return SnapshotStore(self._rooms.paths.instance_dir(record.id))
+
+
+class _Copying:
+    """The files of one instance into ``scratch``, by the way that its state asks for."""
+
+    def __init__(
+        self,
+        rooms: Collaborators,
+        lifecycle: Lifecycle,
+        record: Record,
+        scratch: str,
+        operation: Operation,
+    ) -> None:
+        self.record, self.scratch = record, scratch
+        self._wall, self._operation = lifecycle.wall(record), operation
+        self._directory = rooms.paths.instance_dir(record.id)
+        self._run_dir = rooms.paths.instance_run(record.id)
+
+    async def content(self) -> None:
+        """Whatever changes them is the caller's to prevent."""
+        for name in content(self._directory):
+            await to_the_end(copy, f"{self._directory}/{name}", f"{self.scratch}/{name}")
+
+    async def files(self) -> tuple[str, float | None]:
+        """How consistent the copy is, and for how long the instance stood still, in seconds."""
+        state = self.record.state
+        if state is State.RUNNING:
+            if not self.record.is_vm:
+                return "frozen", await self._standing_still()
+            if not self.record.has_own_os and await self._held_by_guest():
+                return "frozen", None
+            return "crash", await self._standing_still()
+        await self.content()
+        return ("stopped" if state in (State.CREATED, State.STOPPED) else "crash"), None
+
+    async def _held_by_guest(self) -> bool:
+        """With the guest's file system frozen; False when it was not, for as long as it took."""
+        try:
+            async with guest_freeze.frozen(self._run_dir, timeout_s=FREEZE_S) as held:
+                await self.content()
+            if held.until_the_end:
+                return True
+            reason = f"it was let go of after {FREEZE_S:.0f} s, before all was copied"
+        except TwofoldError as error:
+            reason = error.message
+        self._operation.warn(
+            f"the file system of {self.record.name!r} could not be held still ({reason}): its disk "
+            "is as after a power cut",
+            "twofold snapshot create --memory keeps what had not been written, too",
+        )
+        await to_the_end(_empty, self.scratch)
+        return False
+
+    async def _standing_still(self) -> float:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        await self._wall.pause(self.record, self._run_dir)
+        try:
+            await self.content()
+        finally:
+            await self._wall.resume(self.record, self._run_dir)
+        return loop.time() - begun
+
+
+def copy(source: str, target: str) -> None:
+    """A tree, or a disk. Raises NoSpace, RuntimeFailed."""
+    if os.path.isdir(source):
+        ownership.copy_tree(source, target)
+    else:
+        disk.copy(source, target)
+
+
+def _empty(directory: str) -> None:
+    shutil.rmtree(directory)
+    os.mkdir(directory, 0o700)
+
+
+def _say_standstill(step: StepHandle, still_s: float | None) -> None:
+    if still_s is not None:
+        step.progress(None, f"it stood still for {still_s * 1000:.0f} ms")
+
+
+def _shown(record: Record, snapshot: Snapshot, current: str | None) -> model.Snapshot:
+    return model.Snapshot(
+        name=snapshot.name,
+        instance=record.name,
+        parent=snapshot.parent,
+        current=snapshot.name == current,
+        memory=snapshot.consistency == "memory",
+        consistency=model.Consistency(snapshot.consistency),
+        standstill_s=snapshot.standstill_s,
+        size_bytes=snapshot.size_bytes,
+        comment=snapshot.comment,
+        created_at=snapshot.created_at,
+    )

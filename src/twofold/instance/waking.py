@@ -1,0 +1,79 @@
+"""The plan of a virtual machine that goes on from a moment on the disk: as itself, not as a fork.
+
+It gets the memory by a sealed memfd, the devices' state by descriptor, and its own disks, which
+nobody may have written to since. Refuses a moment that this host's QEMU, or the machine as it
+would be built now, cannot go on with: before anything is started, and with the way out.
+"""
+
+import asyncio
+import math
+import os
+from dataclasses import asdict, replace
+
+from twofold.errors import IllegalState, Unsupported
+from twofold.hypervisor import machine
+from twofold.instance import vm
+from twofold.instance.collaborators import MachineParts
+from twofold.instance.place import ImageRoot, Place
+from twofold.instance.record import Record
+from twofold.instance.templates import Fork
+from twofold.model.instance import InstanceSpec
+from twofold.storage import moments
+from twofold.storage.moments import Moment
+
+
+async def plan(
+    record: Record, image: ImageRoot, place: Place, *, parts: MachineParts, moment: Moment
+) -> Fork:
+    """Raises IllegalState, Unsupported, Corrupt."""
+    way_out = f"boot it without its memory: twofold stop --discard {record.name}, then start it"
+    if not moment.fits(place.directory):
+        raise IllegalState(
+            f"{record.name!r} cannot go on: its disk has been written to since it was suspended",
+            hint=way_out,
+        )
+    jail = f"{os.path.dirname(parts.jail)}/{moment.shape['jail']}"
+    if not os.path.isdir(jail):
+        raise Unsupported(
+            f"{record.name!r} cannot go on: it ran in another QEMU than is installed now",
+            hint=way_out,
+        )
+    spec = spec_of(record.spec, moment)
+    network = asdict(place.network) if place.network else None
+    made = vm.vm_plan(
+        spec,
+        image,
+        record.allocation,
+        place,
+        parts=replace(parts, jail=jail),
+        moment=vm.this_moment(),
+        birth="resume",
+        burned_in_mac=str((moment.network or {}).get("mac") or vm.TEMPLATE_MAC),
+    )
+    assert made.vm is not None
+    if machine.shape_of(made.vm.argv) != moment.shape["words"]:
+        raise Unsupported(
+            f"{record.name!r} cannot go on: it ran on other virtual hardware than this Twofold "
+            "would give it now",
+            hint=way_out,
+        )
+    guest = {**made.vm.guest, "same": moment.network == network}
+    made = replace(made, vm=replace(made.vm, guest=guest))
+    memory = await asyncio.to_thread(moments.load, moment)
+    try:
+        state = os.open(moment.state, os.O_RDONLY | os.O_CLOEXEC)
+    except BaseException:
+        os.close(memory)
+        raise
+    return Fork(plan=made, fds=(memory, state), template="")
+
+
+def spec_of(spec: InstanceSpec, moment: Moment) -> InstanceSpec:
+    """The wish with the memory and processors that the machine had at that moment."""
+    vcpus, memory_bytes = int(moment.shape["vcpus"]), int(moment.shape["memory_bytes"])
+    changes: dict[str, object] = {}
+    if vm.memory_bytes(spec) != memory_bytes:
+        changes["memory_bytes"] = memory_bytes
+    if math.ceil(spec.cpus or vm.DEFAULT_VCPUS) != vcpus:
+        changes["cpus"] = float(vcpus)
+    return spec.model_copy(update=changes)
