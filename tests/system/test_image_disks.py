@@ -1,7 +1,9 @@
 """Disks and install media end to end: real conversions, real confinement, nothing left behind."""
 
+import contextlib
 import json
 import os
+import select
 import struct
 import subprocess
 import sys
@@ -81,6 +83,14 @@ def test_every_format_gives_the_same_disk(store, tmp_path, disk_format, options)
     assert (status.st_uid, status.st_mode & 0o777) == (0, 0o400)
     assert status.st_blocks * 512 < len(content())
     assert any(fraction for fraction in seen)
+
+
+def test_a_disk_that_was_not_closed_properly_is_taken(store, tmp_path) -> None:
+    """Lazy reference counts are not needed to read: the mark alone is no damage."""
+    path = tmp_path / "dirty.qcow2"
+    good = make(tmp_path, "qcow2", "-o", "lazy_refcounts=on")
+    path.write_bytes(patched(good, (72, ">Q", 1)))
+    assert Path(store.disk_file(import_file(store, str(path)))).read_bytes() == content()
 
 
 def test_the_command_line_tells_the_whole_story(
@@ -368,6 +378,37 @@ def test_a_cancel_ends_the_program(store, tmp_path, monkeypatch) -> None:
         import_file(store, str(path), None, cancel)
     assert started.is_set()
     assert programs("qemu-img") == before
+    assert left_behind(tmp_path) == []
+
+
+def test_a_killed_import_takes_the_program_along(tmp_path) -> None:
+    raw, path = tmp_path / "raw", tmp_path / "long.qcow2"
+    raw.write_bytes(b"inflate" * (128 * MIB // 7))
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", raw, path)
+    code = (
+        "import sys\nfrom twofold.image.sources.file import import_file\n"
+        "from twofold.image.store import ImageStore\n"
+        "def say(*said): print(*said, flush=True)\n"
+        "import_file(ImageStore(sys.argv[1]), sys.argv[2], None, say)"
+    )
+    before = programs("qemu-img")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "images", path], stdout=subprocess.PIPE, text=True
+    ) as importer:
+        assert importer.stdout is not None
+        for line in importer.stdout:
+            if "converting" in line and programs("qemu-img") - before:
+                break
+        mine = programs("qemu-img") - before
+        assert mine
+        importer.kill()
+    for pid in mine:
+        with contextlib.suppress(ProcessLookupError):
+            fd = os.pidfd_open(pid)
+            assert select.select([fd], [], [], 10)[0], "qemu-img runs on"
+            os.close(fd)
+    assert left_behind(tmp_path)
+    ImageStore(str(tmp_path / "images"))
     assert left_behind(tmp_path) == []
 
 

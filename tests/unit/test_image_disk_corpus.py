@@ -3,6 +3,7 @@ it is left. None of them gets as far as a foreign program."""
 
 import os
 import struct
+import subprocess
 import time
 import tracemalloc
 from pathlib import Path
@@ -360,6 +361,20 @@ O = [  # noqa: E741
 def test_other_files(store, tmp_path, monkeypatch, data, reason) -> None:
     error = refused(store, tmp_path, data, reason, monkeypatch, "file")
     assert error.hint
+
+
+@pytest.mark.parametrize(("program", "unpack"), [("gzip", "gunzip"), ("xz", "unxz")])
+def test_a_compressed_disk_is_named_as_such(store, tmp_path, program, unpack) -> None:
+    """Also when it is called as if it were none, and fills whole sectors."""
+    path = tmp_path / "disk.img"
+    path.write_bytes(content())
+    subprocess.run([program, path], check=True)
+    packed = next(tmp_path.glob("disk.img.*"))
+    packed.rename(path)
+    os.truncate(path, -(-path.stat().st_size // 512) * 512)
+    with pytest.raises(InvalidInput, match="is no image") as caught:
+        import_file(store, str(path))
+    assert caught.value.hint == f"if it is a compressed disk: {unpack} {path}"
 
 
 @pytest.mark.parametrize("stated", ["qcow2", "vmdk", "vdi", "vhdx", "iso"])

@@ -21,6 +21,8 @@ from twofold.runtime.seccomp_rules import Rule, Seccomp
 # Nobody: in namespaces of its own it meets no other process of that id.
 USER_ID = 65534
 MEMORY_BYTES = 1 << 30
+# One heap for many threads: on a host with many processors the reserved ones alone would fill it.
+_ENVIRONMENT = {"LC_ALL": "C", "MALLOC_ARENA_MAX": "1"}
 # The exit status that says: the file system of IN cannot show it to another user.
 NO_IDMAP = 120
 _NAMESPACES = (
@@ -61,7 +63,7 @@ def main(words: list[str]) -> int:
         process.close_on_exec({0, 1, 2})
         process.prctl(process.PR_SET_NO_NEW_PRIVS, 1)
         seccomp.load_filter(filter_program)
-        os.execve(program, command_line(program, disk_format), {"LC_ALL": "C"})
+        os.execve(program, command_line(program, disk_format), _ENVIRONMENT)
     # Whoever ends this waits for it, and so for the program: nothing goes on unseen. (As the first
     # process of its namespace the program itself ignores SIGTERM.)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGKILL))
@@ -170,7 +172,7 @@ def _limit(*, size_bytes: int, cpu_s: int) -> None:
         ("CORE", 0),
         ("NOFILE", 64),
         ("MEMLOCK", 0),
-        ("STACK", 8 << 20),
+        ("STACK", 2 << 20),  # of each of up to 64 threads
     ):
         number = limits.NUMBERS[name]
         _, allowed = limits.get(number)

@@ -28,6 +28,7 @@ _CPU_BASE_S = 30
 _CPU_BYTES_PER_S = 4 << 20
 _PERCENT = re.compile(r"\s*\((\d+\.\d+)/100%\)\s*\Z")
 _KILLED = 137
+_LOADER_CACHE = "/etc/ld.so.cache"
 
 
 def convert(
@@ -107,6 +108,8 @@ class _Conversion:
     def run(self, fd: int, program: str, place: str) -> int:
         """The exit status."""
         libraries, loader = resolve_libraries(program)
+        if os.path.exists(_LOADER_CACHE):  # for hosts whose libraries are in unusual places
+            libraries.append(_LOADER_CACHE)
         argv = [
             *(sys.executable, "-P", "-m", "twofold.image.disks.confine", place),
             *(str(fd), str(self._target), str(self._header.size_bytes), str(self._cpu_s)),

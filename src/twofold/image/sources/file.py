@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from twofold.errors import Corrupt, InvalidInput, NotFound, Unsupported
 from twofold.image import config, document, manifest, names
-from twofold.image.compression import HashingReader, decompressed
+from twofold.image.compression import HashingReader, decompressed, kind_of
 from twofold.image.layer import Limits
 from twofold.image.manifest import OCI_CONFIG, OCI_LAYER, REF_NAME, Descriptor, Manifest
 from twofold.image.sources import disk
@@ -30,6 +30,7 @@ from twofold.model.progress import Progress, silent
 
 _MAX_INDEX_DEPTH = 4
 _CONTAINERD_NAME = "io.containerd.image.name"
+_UNPACK = {"gzip": "gunzip", "bzip2": "bunzip2", "xz": "unxz", "zstd": "unzstd"}
 _ARCHIVES = ("oci", "docker", "rootfs")
 _LAYER_TYPES = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 _KINDS_HINT = (
@@ -129,9 +130,11 @@ def _detect(fd: int, path: str) -> str:
                     return "rootfs"
                 seen.add(name)
     except (Corrupt, InvalidInput) as error:
-        if disk.could_be_raw(fd, path):
+        packed = kind_of(os.pread(fd, 16, 0))
+        if not packed and disk.could_be_raw(fd, path):
             return "raw"
-        raise InvalidInput(f"{path!r} is no image: {error.message}", hint=_KINDS_HINT) from error
+        hint = f"if it is a compressed disk: {_UNPACK[packed]} {path}" if packed else _KINDS_HINT
+        raise InvalidInput(f"{path!r} is no image: {error.message}", hint=hint) from error
     if not seen and disk.could_be_raw(fd, path):
         return "raw"  # it begins with zeros, as the end of an archive does
     if "index.json" in seen and "oci-layout" in seen:
