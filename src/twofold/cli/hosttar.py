@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 256 << 10
 MAX_RECORD_BYTES = 1 << 20
+# As long as a path may be; each part of it may become a directory.
+MAX_NAME_BYTES = 4096
+# Of the records before the first entry: long names and attributes, of which a few are enough.
+_MAX_PEEKED_BYTES = 4 << 20
+_MAX_WARNINGS = 10
 # A private type to mean "directory, but only ever look": never follow, never wait for a FIFO.
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -41,6 +46,12 @@ class _Info(tarfile.TarInfo):
             if self.size > MAX_RECORD_BYTES:
                 raise tarfile.ReadError(f"header record of {self.size} bytes")
         return super()._proc_member(archive)  # type: ignore[misc]
+
+    def _refuse_sparse(self, *_: Any) -> Any:
+        """A map of holes is read into memory whole, however long it is. We never send one."""
+        raise tarfile.ReadError("sparse file")
+
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
 
 
 class PieceReader:
@@ -92,6 +103,8 @@ class Peeked(PieceReader):
                 raise Corrupt(f"the instance sent a header record of size {digits!r}")
             size = int(digits, 8)
             offset += tarfile.BLOCKSIZE * (1 + -(-size // tarfile.BLOCKSIZE))
+            if offset > _MAX_PEEKED_BYTES:
+                raise Corrupt("the instance sent header records without end")
 
     def read(self, size: int) -> bytes:
         if self._rest:
@@ -123,12 +136,12 @@ class _Reader:
         return body
 
 
-def unpack(stream: PieceReader, directory: str, *, rename: str = "", keep_ids: bool = False) -> int:
+def unpack(stream: PieceReader, directory: str, *, rename: str, keep_ids: bool = False) -> int:
     """Unpack into ``directory``; returns how many entries were left out.
 
-    Every entry lies below one top name. It becomes ``rename`` when given; ``.`` puts what is below
-    it right into ``directory``. Owners stay ours unless ``keep_ids``. Raises Corrupt for a hostile
-    or broken stream; what was unpacked before stays.
+    Every entry lies below one top name. Whatever the sender calls it, it becomes ``rename``; ``.``
+    puts what is below it right into ``directory``. Owners stay ours unless ``keep_ids``. Raises
+    Corrupt for a hostile or broken stream; what was unpacked before stays.
     """
     top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     name = ""
@@ -166,16 +179,21 @@ def copy_first_file(stream: PieceReader, descriptor: int) -> None:
 def _parts(name: str) -> list[str]:
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\0" in name:
-        raise Corrupt(f"the instance sent an entry that leads out of the target: {name!r}")
+        raise Corrupt(f"the instance sent an entry that leads out of the target: {name[:200]!r}")
+    if len(name) > MAX_NAME_BYTES:
+        raise Corrupt(f"the instance sent a name of {len(name)} characters: {name[:60]!r}")
     return parts
 
 
 def _placed(name: str, rename: str) -> list[str]:
-    """Where an entry goes, as path components below the target."""
+    """Where an entry goes, as path components below the target.
+
+    The first component is the top's name, also where that is ``.``: what stands for it is ours to
+    say, or the sender could choose any name there, as ``.bashrc`` in somebody's home directory.
+    """
     parts = _parts(name)
-    if rename and parts:
-        parts = parts[1:] if rename == "." else [rename, *parts[1:]]
-    return parts
+    below = parts if name == "." or name.startswith("./") else parts[1:]
+    return below if rename == "." else [rename, *below]
 
 
 class _Target:
@@ -187,6 +205,7 @@ class _Target:
         self._keep_ids = keep_ids
         self._modes: list[tuple[list[str], int, int]] = []  # of directories, set at the end
         self.left_out = 0
+        assert rename == "." or _parts(rename) == [rename]
 
     def take(self, reader: _Reader, member: tarfile.TarInfo) -> None:
         parts = _placed(member.name, self._rename)
@@ -205,7 +224,8 @@ class _Target:
                 self._make_hard_link(parent, parts, member)
             else:
                 self.left_out += 1
-                output.warn(f"left out {member.name!r}: a device, FIFO or other special file")
+                if self.left_out <= _MAX_WARNINGS:
+                    output.warn(f"left out {member.name!r}: a device, FIFO or other special file")
         finally:
             os.close(parent)
 

@@ -154,6 +154,12 @@ class _BoundedInfo(tarfile.TarInfo):
             raise tarfile.ReadError(f"header record of {self.size} bytes")
         return super()._proc_member(archive)  # type: ignore[misc]
 
+    def _refuse_sparse(self, *_: Any) -> Any:
+        """A map of holes is read into memory whole, however long it is."""
+        raise tarfile.ReadError("sparse file")
+
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
+
 
 def tar_in(path: str, fd: int) -> None:
     """Unpack the stream at ``fd`` into the directory ``path``, which must be there.

@@ -60,6 +60,8 @@ class Birth:
         self._control: InnerControl | None = None
         self._freezer: Freezer | None = None
         self._payload: GuestProcess | None = None
+        self._awake = False
+        self._done: set[str] = set()
         self._on_held: Callable[[], None] | None = None
 
     @property
@@ -106,9 +108,10 @@ class Birth:
             what = "frozen" if self._freezer else "woken up"
             self._events.failed(f"QEMU's state could not be {what}")
         elif status == "completed" and self._freezer:
-            self._freezer = None
+            self._freezer, self._awake = None, True
             self._events.frozen()
-        elif status == "completed" and self._control:
+        elif status == "completed" and self._control and not self._awake:
+            self._awake = True
             self._control.execute("cont")  # it was frozen, so it wakes up stopped
 
     def handle(self, kind: int, body: protocol.Body) -> None:
@@ -121,10 +124,13 @@ class Birth:
                 self._renew()
             else:
                 self._send_config()
-        elif kind == protocol.PREPARED and self._freezer:
-            self.facts["boot_id"] = str(protocol.decode_json(body).get("boot_id") or "")[:32]
+        elif kind == protocol.PREPARED and self._freezer and not self._is_done("prepared"):
+            said = str(protocol.decode_json(body).get("boot_id") or "")
+            self.facts["boot_id"] = printable(said)[:32]
             self._freezer.prepared()
-        elif kind == protocol.RENEWED and (self.renews or self.kind == "fork") and self._payload:
+        elif kind == protocol.RENEWED and self._payload and not self._is_done("renewed"):
+            if not (self.renews or self.kind == "fork"):
+                raise protocol.ProtocolError("renewed, and was not asked to be")
             self._take_warnings(body)
             self._events.running(self._payload)
         elif kind == protocol.CONFIGURED:
@@ -137,6 +143,13 @@ class Birth:
                 held()
         else:
             raise protocol.ProtocolError(f"frame of type {kind} on the link")
+
+    def _is_done(self, what: str) -> bool:
+        """Whether the guest has said so before: it may do so once."""
+        if what in self._done:
+            return True
+        self._done.add(what)
+        return False
 
     def hold(self, held: Callable[[], None]) -> None:
         """``held`` is called once the agent has taken in all we said and we what it said; then

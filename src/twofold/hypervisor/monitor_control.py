@@ -87,6 +87,8 @@ class InnerControl:
             self._fail("QEMU sends a line without end")
             return
         for line in lines:
+            if self._sock.fileno() < 0:
+                return  # it has failed
             self._take(line)
 
     def _take(self, line: bytes) -> None:

@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from twofold.guest import protocol
+from twofold.hypervisor.monitor_qemu import printable
 
 _RECEIVE_BYTES = 262144
 _GATHER = 32
 _WINDOW_RANGE = (4096, 1 << 20)
+_FACTS = (("boot_id", str), ("kernel", str), ("machine", str), ("uptime_s", (int, float)))
+_FACT_LIMIT, _FAILED_LIMIT = 120, 50
 
 
 class LinkClosedError(Exception):
@@ -85,7 +88,10 @@ class Link:
         return self._parser.feed(self._buffer[:count])
 
     def greeted(self, body: protocol.Body) -> dict[str, Any]:
-        """Take the agent's HELLO: its facts. Raises ProtocolError for absurd ones."""
+        """Take the agent's HELLO: its facts, the known ones alone, each of its kind and short.
+
+        Raises ProtocolError for absurd ones.
+        """
         facts = protocol.decode_json(body)
         version, window = facts.get("version"), facts.get("window")
         if version != protocol.VERSION:
@@ -94,7 +100,15 @@ class Link:
         if not isinstance(window, int) or not low <= window <= high:
             raise protocol.ProtocolError(f"window {window!r} is not between {low} and {high}")
         self.window = window
-        return facts
+        found: dict[str, Any] = {"version": version, "window": window}
+        for name, kind in _FACTS:
+            fact = facts.get(name)
+            if isinstance(fact, kind) and not isinstance(fact, bool):
+                found[name] = printable(fact)[:_FACT_LIMIT] if isinstance(fact, str) else fact
+        failed = facts.get("modules_failed")
+        words = failed[:_FAILED_LIMIT] if isinstance(failed, list) else ()
+        found["modules_failed"] = [printable(str(word))[:_FACT_LIMIT] for word in words]
+        return found
 
     def acquainted(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Go on with an agent that said HELLO to somebody else: no SYNC will come any more."""

@@ -131,7 +131,8 @@ class GuestProcess:
 
     def _on_exit(self, message: dict[str, Any]) -> None:
         code = message.get("exit_code")
-        if not self.opened or not isinstance(code, int) or not 0 <= code <= 255:
+        # Not isinstance: to Python true is a number as well.
+        if not self.opened or type(code) is not int or not 0 <= code <= 255:
             raise protocol.ProtocolError(f"impossible exit {message!r}")
         if self._result is None:
             self._watcher.exited(self, code)

@@ -27,7 +27,7 @@ class Intake:
 
     def __init__(self, fd: int, emit: Callable[[bytes], None], *, credit: int) -> None:
         self._fd, self._emit = fd, emit
-        self._credit = credit
+        self._credit = self._most = credit
         self._changed = threading.Condition()
         self._stopped = False
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
@@ -38,8 +38,9 @@ class Intake:
         threading.Thread(target=self._run, daemon=True).start()
 
     def grant(self, count: int) -> None:
+        """More may be read; never more than it began with, whatever a guest says."""
         with self._changed:
-            self._credit = min(self._credit + count, 1 << 24)
+            self._credit = min(self._credit + count, self._most)
             self._changed.notify()
 
     def stop(self) -> None:

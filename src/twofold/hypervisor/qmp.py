@@ -71,7 +71,7 @@ async def session(socket_path: str, *, timeout_s: float = TIMEOUT_S) -> AsyncIte
         ) from None
     except ExecuteError as error:
         raise IllegalState(f"QEMU refused a command: {_short(str(error))}") from None
-    except QMPError as error:
+    except (QMPError, RecursionError) as error:
         raise _translate(socket_path, "a command", error) from None
     finally:
         await _disconnect(client)
@@ -132,7 +132,7 @@ async def _disconnect(client: QMPClient) -> None:
 
 
 def _short(value: object) -> str:
-    text = str(value)
+    text = "".join(character if character.isprintable() else " " for character in str(value))
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 

@@ -13,6 +13,7 @@ import fcntl
 import mmap
 import os
 import socket
+import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -59,14 +60,14 @@ async def copy(
     loop = asyncio.get_running_loop()
     mapping = await asyncio.to_thread(find_memory, monitor_pid, memory_bytes)
     if mapping.backed:
-        await asyncio.to_thread(_copy_backing, mapping, memory_fd)
+        await asyncio.to_thread(_read_memory, _copy_backing, mapping, memory_fd)
     async with _held(f"{run_dir}/control.sock"), _qmp(run_dir, timeout_s) as client:
         begun = loop.time()
         if was_running:
             await client.execute("stop")
         try:
             await _save_devices(client, state_path)
-            await asyncio.to_thread(_copy_own_pages, mapping, memory_fd)
+            await asyncio.to_thread(_read_memory, _copy_own_pages, mapping, memory_fd)
             await while_still()
         except BaseException:
             if was_running:
@@ -118,12 +119,23 @@ def _mappings(pid: int) -> list[tuple[int, int, str]]:
     return found
 
 
+def _read_memory(way: Callable[[Mapping, int], None], mapping: Mapping, memory_fd: int) -> None:
+    try:
+        way(mapping, memory_fd)
+    except OSError as error:
+        raise GuestFailed(
+            f"the guest's memory cannot be read out of QEMU: {error.strerror or error}",
+            hint="twofold list shows whether it still runs",
+        ) from error
+
+
 def _copy_backing(mapping: Mapping, memory_fd: int) -> None:
     """The template's pages, from the file itself: the guest need not stand still for these."""
     path = f"/proc/{mapping.pid}/map_files/{mapping.start:x}-{mapping.end:x}"
     source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size, at = mapping.end - mapping.start, 0
+        _check_backing(source, size)
         with mmap.mmap(memory_fd, size) as target, memoryview(target) as view:
             while at < size:
                 try:
@@ -134,6 +146,13 @@ def _copy_backing(mapping: Mapping, memory_fd: int) -> None:
                 _fill(source, view[start:at], start)
     finally:
         os.close(source)
+
+
+def _check_backing(source: int, size: int) -> None:
+    """Between the look at the map and the opening QEMU may have put something else there."""
+    found = os.fstat(source)
+    if not stat.S_ISREG(found.st_mode) or found.st_size < size:
+        raise GuestFailed("QEMU holds something else in place of the guest's memory")
 
 
 def _copy_own_pages(mapping: Mapping, memory_fd: int) -> None:

@@ -24,6 +24,7 @@ from twofold.runtime.plan import Cgroup, Mount, OpenFile, Process, Rootfs, Sandb
 DEFAULT_MEMORY_BYTES = 512 << 20
 DEFAULT_VCPUS = 1
 QEMU_PIDS = 512
+KVM_DEVICE = "c 10:232 rw"
 JAIL_USER = "1000:1000"
 # Locally administered, and in no instance's range: no frame ever carries it.
 TEMPLATE_MAC = "02:54:46:ff:ff:fe"
@@ -117,6 +118,7 @@ def vm_plan(
             cpus=spec.cpus,
             memory_bytes=memory + built.overhead_bytes + memory // 8,
             pids=QEMU_PIDS,
+            devices=(KVM_DEVICE,) if parts.accelerator == "kvm" else (),
         ),
         process=qemu_process(built.argv, tty=spec.tty),
         network=place.network,
@@ -172,12 +174,13 @@ def jail_mounts(accelerator: str) -> tuple[Mount, ...]:
             target="/dev",
             options=("nosuid", "noexec", "mode=0755", "size=65536"),
         ),
-        Mount(kind="proc", source="proc", target="/proc", options=plain),
+        # Of the processes in the sandbox alone: nothing of the host is QEMU's to know or to set.
+        Mount(kind="proc", source="proc", target="/proc", options=(*plain, "subset=pid")),
         Mount(kind="tmpfs", source="tmpfs", target="/tmp", options=(*plain, "mode=1777")),
     ]
     if accelerator == "kvm":
         mounts.append(
-            Mount(kind="bind", source="/dev/kvm", target="/dev/kvm", options=("nosuid", "noexec"))
+            Mount(kind="node", source="/dev/kvm", target="/dev/kvm", options=("nosuid", "noexec"))
         )
     return tuple(mounts)
 

@@ -44,6 +44,7 @@ else:
 _GROUP_RETRY_S = 0.01
 _GROUP_RETRIES = 300
 _SIGKILL = 9
+_WARNINGS_LIMIT, _WORD_LIMIT = 64, 1000  # characters
 
 
 class Entry:
@@ -208,11 +209,23 @@ class Entry:
             if self.state == "starting" and self.plan.kind == "container":
                 self._is_running()  # close-on-exec: the payload has replaced our code
             return False
-        self.warnings.extend(message.get("warnings") or ())
+        if _is_sane(message):
+            self._take(message, fds)
+        else:
+            self._resolve(RuntimeFailed("the sandbox's first process speaks nonsense"))
+            self.kill()
+        for fd in fds:
+            os.close(fd)
+        return True
+
+    def _take(self, message: dict[str, Any], fds: list[int]) -> None:
+        room = _WARNINGS_LIMIT - len(self.warnings)
+        for word in (message.get("warnings") or ())[: max(0, room)]:
+            self.warnings.append(str(word)[:_WORD_LIMIT])
         if "created" in message and self.state == "creating":
             self.state = "created"
             self._resolve(None)
-        elif "terminal" in message and fds:
+        elif "terminal" in message and fds and self.plan.vm is None:
             self.main.take_terminal(fds.pop())
         elif "ready" in message and self.state == "starting":
             self.facts = dict(message.get("facts") or {})
@@ -222,9 +235,6 @@ class Entry:
             self.state = "failed"
             self.main.failed(error)
             self._resolve(error)
-        for fd in fds:
-            os.close(fd)
-        return True
 
     def _hang_up(self) -> None:
         if self._sync is not None:
@@ -409,6 +419,17 @@ class Entry:
             then()
             return
         self._parts.loop.call_later(_GROUP_RETRY_S, lambda: self.remove_group(then, tries - 1))
+
+
+def _is_sane(message: dict[str, Any]) -> bool:
+    """A VM's first process parses what its guest says: it may have been taken over."""
+    error = message.get("error") or {}
+    return (
+        isinstance(message.get("warnings") or [], list)
+        and isinstance(message.get("facts") or {}, dict)
+        and isinstance(error, dict)
+        and isinstance(error.get("details") or {}, dict)
+    )
 
 
 def slim(plan: SandboxPlan) -> SandboxPlan:

@@ -20,7 +20,8 @@ ID_COUNT = 65536
 class Mount:
     """One mount inside the sandbox, in order.
 
-    ``kind`` is ``bind`` (``source`` is a host path) or a file-system type. A bind is idmapped when
+    ``kind`` is ``bind`` (``source`` is a host path), ``node`` (a host's character device, as the
+    jail user's own: ``own_node``) or a file-system type. A bind is idmapped when
     ``idmap`` is ``"range"`` (host id n appears as n inside) or ``"owner"`` (host root appears as
     the sandbox's own user: what a jailed QEMU needs). Options are those of mount(8).
     """

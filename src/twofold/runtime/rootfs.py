@@ -17,6 +17,7 @@ from twofold.linux import mount as lm
 from twofold.linux import openat2
 from twofold.record import dataclass
 from twofold.runtime import covers, devices, mount_locks, mount_targets
+from twofold.runtime.idmap import JAIL_USER
 from twofold.runtime.mount_plan import Options, own_options, parse_options
 from twofold.runtime.plan import Mount, SandboxPlan
 
@@ -53,6 +54,11 @@ def prepare(
             if mount.kind == "bind":
                 userns_fd = {"range": range_fd, "owner": owner_fd}.get(mount.idmap, -1)
                 binds[index] = _bind(mount, userns_fd)
+            elif mount.kind == "node":
+                from twofold.runtime import own_node  # few sandboxes have one
+
+                owner = plan.id_base + JAIL_USER
+                binds[index] = own_node.detached(mount.source, owner=owner, scratch_dir=scratch_dir)
         if "SYS_ADMIN" in plan.process.capabilities:
             mount_locks.lock(binds)
     except BaseException:
@@ -205,10 +211,11 @@ def _place(mount: Mount, bind_fd: int, root_fd: int, *, has_cgroup2: bool) -> No
         if not has_cgroup2:
             return  # a pure v1 host: nothing that a payload could safely be shown
         kind = "cgroup2"
-    place = "" if kind == "bind" else kind
+    shown = kind in ("bind", "node")
+    place = "" if shown else kind
     target = mount_targets.open_target(root_fd, mount.target, kind=place, source_fd=bind_fd)
     try:
-        if kind == "bind":
+        if shown:
             lm.move_mount(bind_fd, target)
             return
         options = _options(mount.options)

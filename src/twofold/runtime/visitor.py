@@ -264,10 +264,17 @@ class GuestSession:
         elif message.get("event") == "started":
             if not self._says_done:  # a copy may still fail, and then has its own words for it
                 self._resolve(None)
-        elif message.get("event") == "exit":
-            self._finish(None, int(message["exit_code"]))
-        elif message.get("event") == "error":
-            self._finish(from_dict(message["error"]), 125)
+        elif message.get("event") in ("exit", "error"):
+            self._end(message.get("exit_code"), message.get("error"))
+
+    def _end(self, exit_code: Any, error: Any) -> None:
+        """The monitor parses what its guest says: it may have been taken over."""
+        if isinstance(error, dict) and isinstance(error.get("details") or {}, dict):
+            self._finish(from_dict(error), 125)
+        elif isinstance(exit_code, int) and 0 <= exit_code < 256:
+            self._finish(None, exit_code)
+        else:
+            self._finish(RuntimeFailed("the VM's monitor speaks nonsense"), 125)
 
     def _resolve(self, error: TwofoldError | None) -> bool:
         started, self._started = self._started, None

@@ -78,7 +78,8 @@ def _copy_out(client: Client, name: str, path: str, target: str, *, keep_ids: bo
     stream = hosttar.PieceReader(pieces)
     inside_only = path.endswith("/.")
     if os.path.isdir(target):
-        rename = "." if inside_only else ""
+        # What the sender calls it does not count: it may be anything.
+        rename = "." if inside_only else os.path.basename(os.path.normpath(path)) or "."
         return hosttar.unpack(stream, target, rename=rename, keep_ids=keep_ids)
     if os.path.exists(target) and (os.path.islink(target) or not os.path.isfile(target)):
         # A pipe, a terminal, /dev/null, a link such as /dev/stdout: written to, never replaced.
