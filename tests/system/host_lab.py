@@ -102,13 +102,13 @@ class Host:
         return f"twofold/{shown['id']}"
 
 
-def build_image(twofold: Runner) -> str:
+def build_image(twofold: Runner, name: str = IMAGE, packages: Sequence[str] = PACKAGES) -> str:
     if not os.path.exists("/etc/debian_version") or sys.version_info[:2] != (3, 11):
         pytest.skip("the guest runs the checkout's .venv: needs Debian 12's Python on both sides")
-    if twofold("image", "show", IMAGE).returncode != 0:
-        include = ",".join(PACKAGES)
-        twofold("image", "build", IMAGE, "--include", include, timeout_s=600, check=True)
-    return IMAGE
+    if twofold("image", "show", name).returncode != 0:
+        include = ",".join(packages)
+        twofold("image", "build", name, "--include", include, timeout_s=600, check=True)
+    return name
 
 
 def pack_checkout(clone: Path, target: Path) -> None:
@@ -120,11 +120,16 @@ def pack_checkout(clone: Path, target: Path) -> None:
     _quietly("mkfs.erofs", *excluded, str(target), str(clone))
 
 
-def make_state(store: Path, images: Sequence[str], target: Path, scratch: Path) -> None:
-    """An ext4 to be mounted at /var/lib/twofold, with these images of ours in its store."""
+def make_state(
+    store: Path, images: Sequence[str], target: Path, scratch: Path, *, kernel: Path | None = None
+) -> None:
+    """An ext4 to be mounted at /var/lib/twofold, with these images of ours in its store, and the
+    guests' kernel, so that none need be fetched."""
     top = scratch / "state"
     top.mkdir(mode=0o700)
     _copy_images(store, images, top / "images")
+    if kernel is not None:
+        shutil.copytree(kernel, top / "kernels/linux")
     with target.open("wb") as file:
         file.truncate(_STATE_BYTES)
     quick = "nodiscard,lazy_itable_init=1,lazy_journal_init=1"
@@ -174,13 +179,16 @@ def boot(
     v1_only: bool = False,
     cpus: int = 1,
     memory: str = "1200m",
+    image: str = IMAGE,
+    options: Sequence[str] = (),
 ) -> Host:
     """Start the machine, install Twofold as ``scripts/setup`` does, start its unit."""
     twofold(
         *("run", "-d", "--system", "--vm", "--name", name, "--memory", memory),
         *("--cpus", str(cpus), "-v", f"{share}:/share"),
         *(("-e", f"SYSTEMD_PROC_CMDLINE={V1_ONLY}") if v1_only else ()),
-        IMAGE,
+        *options,
+        image,
         check=True,
         timeout_s=_BOOT_TIMEOUT_S,
     )

@@ -20,6 +20,11 @@ def test_real_hardware_is_usable() -> None:
     assert kvm_probe.judge(1.33e8).usable  # KVM inside an emulated machine
 
 
+def test_a_slow_host_is_not_held_against_its_guests() -> None:
+    assert kvm_probe.judge(1.8e7, native=2.1e7).usable
+    assert not kvm_probe.judge(6e7, native=6e9).usable
+
+
 def test_the_answer_is_asked_for_once_per_boot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

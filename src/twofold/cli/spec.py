@@ -57,6 +57,9 @@ def _add_walls(parser: arguments.Parser) -> None:
         "--cold", action="store_true", help="boot the VM, even where it could be forked"
     )
     group.add_argument(
+        "--nested", action="store_true", help="let the VM run virtual machines with KVM itself"
+    )
+    group.add_argument(
         "--system", action="store_true", help="boot the image's own init instead of a command"
     )
 
@@ -183,8 +186,9 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
     """The specification. Raises UsageError for options that contradict each other."""
     image, name = _image_and_name(args)
     isolation = _isolation(args)
-    if args.cold and isolation != "vm":
-        raise UsageError("--cold is of a virtual machine", hint="add --vm to the command")
+    for word, given in (("--cold", args.cold), ("--nested", args.nested)):
+        if given and isolation != "vm":
+            raise UsageError(f"{word} is of a virtual machine", hint="add --vm to the command")
     if args.hardware and isolation != "vm" and args.media is None:
         raise UsageError(
             f"--hardware {args.hardware} is of a virtual machine", hint="add --vm to the command"
@@ -216,6 +220,7 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
         "auto_remove": args.rm or None,
         "cold": args.cold or None,
         **hardware.build(args),
+        "nested": args.nested or None,
     }
     return {key: value for key, value in said.items() if value is not None}
 

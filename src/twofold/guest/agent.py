@@ -293,6 +293,9 @@ class Agent:
             failures += boot.load_modules("modules.net", root_fd=self._initrd_fd)
         if wish.get("shares"):
             failures += boot.load_modules("modules.share", root_fd=self._initrd_fd)
+        if wish.get("nested"):
+            # One of the two is for another maker's processor and says so.
+            boot.load_modules("modules.nested", root_fd=self._initrd_fd)
         boot.enter_root(system=self._system)
         self._standing = True
         return failures

@@ -10,7 +10,7 @@ Refuses models that do not go together and more disks than a bus takes; runs not
 from dataclasses import dataclass, field
 
 from twofold.errors import InvalidInput
-from twofold.hypervisor import bare_devices, machine, profiles
+from twofold.hypervisor import bare_devices, machine
 from twofold.hypervisor.bare_devices import DISK_BUSES, NICS, DiskBus, Hardware
 from twofold.hypervisor.options import option, plain
 from twofold.runtime.plan import OpenFile
@@ -57,6 +57,7 @@ class BareSpec:
     drives: tuple[Drive, ...] = ()
     boot: tuple[str, ...] = ("disk", "cdrom", "floppy")
     mac: str = ""
+    nested: bool = False
     tpm: bool = False
     local_time: str = ""
     usb: tuple[str, ...] = ()  # VENDOR:PRODUCT of host devices
@@ -161,7 +162,7 @@ def _processor_and_memory(spec: BareSpec) -> list[str]:
     return [
         *("-machine", board),
         *("-accel", "kvm" if kvm else tcg),
-        *("-cpu", _processor(spec.hardware, kvm=kvm)),
+        *("-cpu", _processor(spec, kvm=kvm)),
         *("-smp", f"{spec.vcpus},sockets=1,cores={spec.vcpus},threads=1"),
         *("-m", f"{size}M"),
         *("-object", f"memory-backend-ram,id=ram,size={size}M,merge=off"),
@@ -169,12 +170,11 @@ def _processor_and_memory(spec: BareSpec) -> list[str]:
     ]
 
 
-def _processor(hardware: Hardware, *, kvm: bool) -> str:
-    if hardware.cpu == "baseline":
+def _processor(spec: BareSpec, *, kvm: bool) -> str:
+    if spec.hardware.cpu == "baseline":
         return bare_devices.BASELINE_CPU
-    if kvm:
-        return ",".join(("host", *(bare_devices.HYPERV_HINTS if hardware.hyperv else ())))
-    return profiles.TCG_CPU
+    hints = bare_devices.HYPERV_HINTS if kvm and spec.hardware.hyperv else ()
+    return ",".join((machine.processor(kvm, nested=spec.nested), *hints))
 
 
 def _clock(spec: BareSpec) -> str:

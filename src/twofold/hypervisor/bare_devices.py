@@ -95,7 +95,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "virtio": ("virtio-keyboard-pci", "virtio-tablet-pci"),
 }
 # The plain x86-64 of 2003, for what stumbles over anything newer; else all that there is.
-BASELINE_CPU = "qemu64"
+BASELINE_CPU = "qemu64,svm=off"
 CPUS = ("full", "baseline")
 # What Windows since Vista asks Hyper-V for and KVM has as well.
 HYPERV_HINTS = ("hv-relaxed", "hv-vapic", "hv-spinlocks=0x1fff", "hv-time")

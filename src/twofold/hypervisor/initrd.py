@@ -97,6 +97,7 @@ def _kernel_modules(hardware: str, available: Mapping[str, bytes]) -> list[cpio.
         "modules": modules.ROOT[hardware],
         "modules.net": modules.NET[hardware],
         "modules.share": modules.SHARE[hardware],
+        "modules.nested": modules.NESTED,
         "modules.late": modules.LATE,
     }
     result, packed = [], set()

@@ -65,6 +65,7 @@ class MachineSpec:
     shares: tuple[Share, ...] = ()
     kernel_arguments: dict[str, str] = field(default_factory=dict)
     birth: str = "boot"
+    nested: bool = False  # the guest's processor has virtualisation of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,7 @@ def kernel_command_line(spec: MachineSpec) -> str:
 
 def _boot_time_flags(spec: MachineSpec) -> list[str]:
     if spec.accelerator == "kvm":
-        return []
+        return ["cryptomgr.notests"]
     return [
         # Under TCG no guest instruction runs on the processor itself, so its speculation bugs are
         # out of the guest's reach: guards against them only cost. With KVM they stay on.
@@ -177,12 +178,19 @@ def _processor_and_memory(spec: MachineSpec, profile: profiles.Profile) -> list[
     return [
         *("-machine", f"{profile.machine},memory-backend=ram,dump-guest-core=off"),
         *("-accel", accelerator),
-        *("-cpu", "host" if kvm else profiles.TCG_CPU),
+        *("-cpu", processor(kvm, nested=spec.nested)),
         *("-smp", f"{spec.vcpus},sockets=1,cores={spec.vcpus},threads=1"),
         *("-m", f"{memory_mib}M"),
         *("-object", _memory(spec.birth, memory_mib)),
         *("-rtc", "base=utc"),
     ]
+
+
+def processor(kvm: bool, *, nested: bool) -> str:
+    """Virtualisation within the guest is a large part of KVM, or of TCG: only on request."""
+    if kvm:
+        return "host" if nested else "host,svm=off,vmx=off"
+    return f"{profiles.TCG_CPU},svm={'on' if nested else 'off'}"
 
 
 def _memory(birth: str, memory_mib: int) -> str:

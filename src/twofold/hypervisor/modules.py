@@ -25,6 +25,7 @@ ROOT = {
 }
 NET = {"virtio": ("virtio_net",), "emulated": ("e1000",)}
 SHARE = {"virtio": ("9p", "9pnet_virtio"), "emulated": ("9p", "9pnet_fd")}
+NESTED = ("kvm_amd", "kvm_intel")
 # What systemd, apt and a host of containers (Twofold, Docker, podman; by nft and by both kinds of
 # iptables) may ask for: there is no /lib/modules in the image. Loading them takes half a second
 # under TCG.
@@ -133,7 +134,7 @@ def closure(tree: str, wanted: Iterable[str]) -> dict[str, bytes]:
 
 def wanted_everywhere() -> tuple[str, ...]:
     """Every module that some initrd may hold."""
-    groups = (*ROOT.values(), *NET.values(), *SHARE.values(), LATE)
+    groups = (*ROOT.values(), *NET.values(), *SHARE.values(), NESTED, LATE)
     return tuple(dict.fromkeys(name for group in groups for name in group))
 
 

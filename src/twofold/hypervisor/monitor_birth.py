@@ -233,6 +233,7 @@ class Freezer(Watcher):
         wish = {
             "mode": self._guest.get("mode"),
             "network": bool(self._guest.get("network")),
+            "nested": bool(self._guest.get("nested")),
             "shares": bool(self._guest.get("shares")),
             "burned_in_mac": (self._guest.get("network") or {}).get("burned_in_mac"),
             # An init reads them; otherwise they only are to be there, for they will be replaced.

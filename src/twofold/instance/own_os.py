@@ -224,6 +224,7 @@ def machine_plan(
             accelerator=parts.accelerator,
             vcpus=virtual_cpus(spec, fitting),
             memory_bytes=memory,
+            nested=spec.nested,
             hardware=fitting.hardware,
             firmware=Firmware(
                 code=code,
@@ -252,6 +253,7 @@ def machine_plan(
             cpus=spec.cpus,
             memory_bytes=memory + built.overhead_bytes + memory // 8,
             pids=vm.QEMU_PIDS,
+            devices=vm.device_rules(parts.accelerator),
         ),
         process=vm.qemu_process(built.argv, tty=spec.tty),
         network=place.network,

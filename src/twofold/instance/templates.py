@@ -262,6 +262,7 @@ class TemplateDesk:
             memory_bytes=spec.memory_bytes,
             volumes=volumes,
             network=spec.network,
+            nested=spec.nested,
             system=spec.system,
             command=None if spec.system else ["/bin/sh"],
             entrypoint=None if spec.system else [],

@@ -28,7 +28,8 @@ KVM_DEVICE = "c 10:232 rw"
 JAIL_USER = "1000:1000"
 # Locally administered, and in no instance's range: no frame ever carries it.
 TEMPLATE_MAC = "02:54:46:ff:ff:fe"
-READY_TIMEOUT_S = {"kvm": 60.0, "tcg": 180.0}
+# KVM itself may be nested in an emulated machine, where it is as slow as that.
+READY_TIMEOUT_S = {"kvm": 180.0, "tcg": 180.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,7 @@ def vm_plan(
             mac=_mac_of_card(place, birth, burned_in_mac),
             shares=shares,
             birth=birth,
+            nested=spec.nested,
         )
     )
     console = OpenFile(name="console", path=f"{place.directory}/console.log", access="append")
@@ -118,7 +120,7 @@ def vm_plan(
             cpus=spec.cpus,
             memory_bytes=memory + built.overhead_bytes + memory // 8,
             pids=QEMU_PIDS,
-            devices=(KVM_DEVICE,) if parts.accelerator == "kvm" else (),
+            devices=device_rules(parts.accelerator),
         ),
         process=qemu_process(built.argv, tty=spec.tty),
         network=place.network,
@@ -149,6 +151,11 @@ def vm_plan(
 def doors(hardware: str) -> tuple[str, ...]:
     """The sockets that users may come to: every machine has a serial line, not each a screen."""
     return ("serial", "vnc") if profiles.get(hardware).has_screen else ("serial",)
+
+
+def device_rules(accelerator: str) -> tuple[str, ...]:
+    """What QEMU's control group lets through beside the standard devices."""
+    return (KVM_DEVICE,) if accelerator == "kvm" else ()
 
 
 def qemu_process(argv: tuple[str, ...], *, tty: bool) -> Process:
@@ -244,6 +251,7 @@ def _guest(
         }
     return {
         "mode": "system" if spec.system else "application",
+        "nested": spec.nested,
         "hostname": hostname,
         "network": network,
         "files": files_of(hostname, place),

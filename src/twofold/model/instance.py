@@ -142,6 +142,7 @@ class InstanceSpec(Strict):
     tty: bool = False
     auto_remove: bool = False
     cold: bool = Field(default=False, description="boot it, even where a template fits")
+    nested: bool = Field(default=False, description="a VM that may run virtual machines itself")
     media: Annotated[str, StringConstraints(pattern=r"^(root|disk|cdrom|floppy)$")] = Field(
         default="root",
         description="what kind of image it was made from, as the daemon saw; all but root are "
