@@ -15,7 +15,10 @@ from twofold.model.image import Image
 from twofold.model.instance import InstanceSpec
 
 # What is left out of ``show``: it says nothing that a user could change or see.
-_UNSAID = frozenset({"sound", "cpu_flags", "virtio_legacy", "disk_bytes"})
+_UNSAID = frozenset({"sound", "virtio_legacy", "disk_bytes"})
+
+# What an x86-64 processor runs, in osinfo-db's words; None where nothing is said.
+_RUN_HERE = (None, "all", "x86_64", "i386", "i486", "i586", "i686")
 
 
 def choose(
@@ -25,7 +28,7 @@ def choose(
 
     ``hardware`` in place of what the spec says. Raises NotFound for an unknown ``--os``.
     """
-    system, rule = _system(spec, image)
+    system, rule, doubts = _system(spec, image)
     said = "hardware" in spec.model_fields_set
     choice = osinfo.choose(
         system,
@@ -58,6 +61,7 @@ def choose(
             cpu=choice.cpu,
             acpi=choice.acpi or uefi,
             hpet=choice.hpet,
+            hyperv=choice.hyperv,
             rng=choice.rng,
             balloon=choice.balloon,
             agent_port=choice.agent_port,
@@ -70,18 +74,25 @@ def choose(
         vcpus=max(1, min(choice.vcpus, os.cpu_count() or 1)),
         reasons=reasons,
     )
-    return fitting, tuple(choice.warnings)
+    return fitting, (*choice.warnings, *doubts)
 
 
-def _system(spec: InstanceSpec, image: Image) -> tuple[osinfo.System | None, str]:
+def _system(spec: InstanceSpec, image: Image) -> tuple[osinfo.System | None, str, tuple[str, ...]]:
+    """The system, the rule that says so, and what speaks against the medium."""
+    match = osinfo.identify(image.disk) if image.disk else None
+    doubts: tuple[str, ...] = ()
+    if match is not None and match.architecture not in _RUN_HERE:
+        doubts = (
+            f"the image is of {match.system.name} for {match.architecture}; this machine has an "
+            "x86-64 processor",
+        )
     if spec.os:
         system = osinfo.find(spec.os)
-        return system, f"{system.id}: --os"
-    match = osinfo.identify(image.disk) if image.disk else None
+        return system, f"{system.id}: --os", doubts
     if match is None:
-        return None, "unknown: nothing on it tells; --os ID does"
+        return None, "unknown: nothing on it tells; --os ID does", doubts
     doubt = "" if match.certain else " (a guess; --os ID knows better)"
-    return match.system, f"{match.system.id}: {match.rule}{doubt}"
+    return match.system, f"{match.system.id}: {match.rule}{doubt}", doubts
 
 
 def _shown(name: str, value: object) -> str:
