@@ -5,7 +5,9 @@ directory of the test, and the image is a tarball of one busybox.
 """
 
 import contextlib
+import hashlib
 import io
+import json
 import os
 import secrets
 import shutil
@@ -108,14 +110,16 @@ def podman(runtime: str, *, before: Sequence[str] = ()) -> Iterator[Engine]:
 
 
 @contextlib.contextmanager
-def docker(runtime: str) -> Iterator[Engine]:
-    """Debian's dockerd with its own containerd. The bridge is left to none."""
+def docker(runtime: str, *, before: Sequence[str] = ()) -> Iterator[Engine]:
+    """Debian's dockerd with its own containerd. It has a bridge only in a network of its own."""
     home = Path(f"/tmp/twofold-docker-{secrets.token_hex(3)}")
     home.mkdir()
     socket_path = f"unix://{home}/docker.sock"
-    argv = ["/usr/sbin/dockerd", "--data-root", f"{home}/data", "--exec-root", f"{home}/exec"]
-    argv += ["--pidfile", f"{home}/pid", "--host", socket_path, "--bridge", "none"]
-    argv += ["--iptables=false", "--ip6tables=false", "--config-file", f"{home}/none.json"]
+    argv = [*before, "/usr/sbin/dockerd", "--data-root", f"{home}/data"]
+    argv += ["--exec-root", f"{home}/exec", "--pidfile", f"{home}/pid", "--host", socket_path]
+    argv += ["--config-file", f"{home}/none.json"]
+    if not before:
+        argv += ["--bridge", "none", "--iptables=false", "--ip6tables=false"]
     argv += ["--add-runtime", f"twofold={runtime}", "--default-runtime", "twofold"]
     argv += ["--storage-driver", "vfs"]
     (home / "none.json").write_text("{}")
@@ -145,3 +149,65 @@ def docker(runtime: str) -> Iterator[Engine]:
             if (target := line.split(" ")[4]).startswith(f"{home}/"):
                 subprocess.run(["umount", "-l", target], check=False, capture_output=True)
         shutil.rmtree(home, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def containerd() -> Iterator[Engine]:
+    """Debian's containerd and its shim, without dockerd: ``ctr`` in a namespace of its own."""
+    token = secrets.token_hex(3)
+    home = Path(f"/tmp/twofold-containerd-{token}")
+    home.mkdir()
+    config = f'version = 2\nroot = "{home}/root"\nstate = "{home}/state"\n'
+    config += f'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "{home}/sock"\n'
+    (home / "config.toml").write_text(config)
+    with open(home / "log", "wb") as log:
+        argv = ["containerd", "--config", str(home / "config.toml")]
+        daemon = subprocess.Popen(argv, stdout=log, stderr=log)
+    prefix = ["ctr", "--address", f"{home}/sock", "--namespace", f"twofold-test-{token}"]
+    engine = Engine(prefix, home)
+    try:
+        deadline = time.monotonic() + 60
+        while engine("version", check=False).returncode:
+            said = (home / "log").read_text()[-1500:]
+            assert daemon.poll() is None, said
+            assert time.monotonic() < deadline, said
+            time.sleep(0.2)  # containerd says on no descriptor that it is ready
+        (home / "image.tar").write_bytes(image_archive())
+        engine("image", "import", "--snapshotter", "native", str(home / "image.tar"))
+        yield engine
+    finally:
+        for name in engine("task", "ls", "--quiet", check=False).stdout.decode().split():
+            engine("task", "rm", "--force", name, check=False)
+        for kind in ("container", "snapshot", "image"):
+            words = [kind, "--snapshotter", "native"] if kind == "snapshot" else [kind]
+            listed = engine(*words, "ls", *(["-q"] if kind != "snapshot" else []), check=False)
+            for line in listed.stdout.decode().splitlines()[kind == "snapshot" :]:
+                engine(*words, "rm", line.split()[0], check=False)
+        daemon.terminate()
+        daemon.wait(timeout=30)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def image_archive() -> bytes:
+    """The same image in the form that ``docker save`` writes."""
+    layer = image_tarball()
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {"Env": ["PATH=/bin"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
+    }
+    manifest = [
+        {"Config": "config.json", "RepoTags": [f"local/{IMAGE}:latest"], "Layers": ["layer.tar"]}
+    ]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in (
+            ("layer.tar", layer),
+            ("config.json", json.dumps(config).encode()),
+            ("manifest.json", json.dumps(manifest).encode()),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()

@@ -190,6 +190,24 @@ def test_limits_above_what_this_host_allows(run: Engine) -> None:
     assert int(said) > 100
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("dockerd"), reason="docker is not installed")
+def test_a_port_that_docker_publishes() -> None:
+    """With docker's own bridge and rules, in a network of the test's own."""
+    page = "mkdir -p /tmp/www; echo hello > /tmp/www/index.html; exec httpd -f -p 80 -h /tmp/www"
+    with (
+        engines.own_network() as before,
+        engines.docker(oci_lab.find_runtime(), before=before) as engine,
+    ):
+        engine("run", "--detach", "--name", NAME, "--publish", "18080:80", IMAGE, "sh", "-c", page)
+        fetch = [*before, oci_lab.BUSYBOX, "wget", "-qO-", "http://127.0.0.1:18080/"]
+        deadline = time.monotonic() + 20
+        while (done := subprocess.run(fetch, capture_output=True, check=False)).returncode:
+            assert time.monotonic() < deadline, done.stderr
+            time.sleep(0.1)  # httpd does not say when it listens
+        assert done.stdout == b"hello\n"
+
+
 @pytest.mark.skipif(not Path(NETAVARK).exists(), reason=f"{NETAVARK} is not installed")
 def test_a_published_port() -> None:
     """In a network of the test's own, where podman's bridge and rules disturb nobody."""
