@@ -20,7 +20,7 @@ import sys
 from twofold.linux import heap, process, sockets, title
 from twofold.linux import mount as lm
 from twofold.model.paths import Paths
-from twofold.runtime import cgroups, fingerprint, handoff, keeper_group, recovery, seccomp
+from twofold.runtime import cgroups, fingerprint, handoff, keeper_group, recovery, rootfs, seccomp
 from twofold.runtime.deposit import Deposit, Vault
 from twofold.runtime.door import Door
 from twofold.runtime.holder import Holder, KeeperEndedError
@@ -127,6 +127,7 @@ class _Household:
         renewed = deposits.pop(_LISTENERS, None)
         if renewed is not None:
             self._listener, self._door = (socket.socket(fileno=fd) for fd in renewed.fds)
+        rootfs.let_go_of_layers(self._host.scratch_dir)
         holder_pidfd = os.pidfd_open(os.getppid())
         loop = Loop()
         lost: list[bool] = []

@@ -109,6 +109,16 @@ def _overlay(plan: SandboxPlan, range_fd: int, scratch_dir: str) -> int:
             lm.umount(name)
 
 
+def let_go_of_layers(scratch_dir: str) -> None:
+    """Detach what a keeper that was killed in the middle of an overlay left attached."""
+    for name in os.listdir(scratch_dir):
+        try:
+            while True:
+                lm.umount(f"{scratch_dir}/{name}")
+        except OSError:
+            continue  # nothing is mounted there (any more)
+
+
 def _forget_volatile(work: str) -> None:
     """Take back the mark by which overlayfs refuses a volatile upper directory a second time.
 
