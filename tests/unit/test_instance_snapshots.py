@@ -1,0 +1,318 @@
+"""Snapshots and sleep among stand-ins: what fails changes nothing, what died is settled."""
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_house import FakeHouse
+from test_storage_snapshots import keep_moment
+
+from twofold.errors import Conflict, IllegalState, NoSpace, TwofoldError, Unsupported
+from twofold.instance import restoring, snapshots
+from twofold.instance.record import Record
+from twofold.model.instance import InstanceSpec, State
+from twofold.operations import Operation
+from twofold.storage.snapshots import SUSPENDED, SnapshotStore
+
+
+async def run(house: FakeHouse, **fields: Any) -> Record:
+    wish = InstanceSpec(image="alpine", command=["sleep"], name="web", **fields)
+    return await house.manager.run(wish, Operation("run"))
+
+
+async def machine(house: FakeHouse, monkeypatch: pytest.MonkeyPatch) -> tuple[Record, list[str]]:
+    """One that runs, and whoever was told to go on."""
+    went_on: list[str] = []
+
+    async def resume(run_dir: str) -> None:
+        went_on.append(run_dir)
+
+    monkeypatch.setattr(house.machines, "resume", resume)
+    return await run(house, isolation="vm", cold=True), went_on
+
+
+async def reborn(house: FakeHouse, **options: Any) -> restoring.Report:
+    rows = [dict(row) for row in house.store.rows.values()]
+    return await restoring.restore(house.new_daemon(), rows, **{"same_boot": True, **options})
+
+
+def files(house: FakeHouse, record: Record) -> SnapshotStore:
+    return SnapshotStore(house.paths.instance_dir(record.id))
+
+
+def sleep(house: FakeHouse, record: Record) -> None:
+    directory = house.paths.instance_dir(record.id)
+    keep_moment(files(house, record).begin_suspending(), directory, "mind")
+    files(house, record).suspend()
+
+
+def fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: str, target: str) -> None:
+        os.mkdir(target)
+        raise NoSpace("no space", hint="df -h")
+
+    monkeypatch.setattr(snapshots, "copy", full)
+
+
+# -- verbs ------------------------------------------------------------------------------------
+
+
+async def test_a_container_stands_still_while_it_is_copied_and_not_longer(tmp_path: Path) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record = await run(house)
+        made = await house.manager.snapshots.create(
+            record, Operation("snapshot"), name=None, memory=False, comment="first"
+        )
+        assert (made.name, made.consistency, made.comment) == ("snap-1", "frozen", "first")
+        assert [call for call in house.keeper.calls if call in ("freeze", "thaw")] == [
+            *("freeze", "thaw")
+        ]
+        assert [one.name for one in await house.manager.snapshots.select(record)] == ["snap-1"]
+
+
+async def test_without_space_nothing_is_left_and_it_runs_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record = await run(house)
+        verbs = house.manager.snapshots
+        await verbs.create(record, Operation("snapshot"), name="good", memory=False)
+        fail(monkeypatch)
+        with pytest.raises(NoSpace):
+            await verbs.create(record, Operation("snapshot"), name="bad", memory=False)
+        assert house.keeper.sandboxes[record.id]["state"] == "running"
+        with pytest.raises(NoSpace):
+            await verbs.restore(record, "good", Operation("restore"), start=None)
+        assert record.state is State.RUNNING
+        assert "kill" not in house.keeper.calls
+        directory = house.paths.instance_dir(record.id)
+        assert sorted(os.listdir(f"{directory}/snapshots")) == [".current", "good"]
+        assert not [name for name in os.listdir(directory) if "restor" in name]
+
+
+async def test_a_restored_one_is_stopped_and_started_again(tmp_path: Path) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record = await run(house)
+        word = Path(house.paths.instance_dir(record.id)) / "upper/word"
+        word.write_text("then")
+        verbs = house.manager.snapshots
+        await verbs.create(record, Operation("snapshot"), name="then", memory=False)
+        word.write_text("now")
+        await verbs.restore(record, "then", Operation("restore"), start=None)
+        assert (record.state, word.read_text()) == (State.RUNNING, "then")
+        await verbs.restore(record, "then", Operation("restore"), start=False)
+        assert record.state is State.STOPPED
+        await verbs.restore(record, "then", Operation("restore"), start=None)
+        assert record.state is State.STOPPED, "it did not run, so it is not started"
+        await verbs.restore(record, "then", Operation("restore"), start=True)
+        assert record.state is State.RUNNING
+
+
+async def test_what_is_refused_is_refused_before_anything_stops(tmp_path: Path) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record = await run(house, auto_remove=True)
+        verbs = house.manager.snapshots
+        await verbs.create(record, Operation("snapshot"), name="one", memory=False)
+        for error, work in (
+            (Conflict, verbs.restore(record, "one", Operation("x"), start=None)),
+            (Conflict, verbs.create(record, Operation("x"), name="one", memory=False)),
+            (Unsupported, verbs.create(record, Operation("x"), name="two", memory=True)),
+            (Unsupported, house.manager.suspension.suspend(record, Operation("x"))),
+            (IllegalState, house.manager.suspension.discard(record)),
+        ):
+            with pytest.raises(error) as caught:
+                await work
+            assert caught.value.hint
+        assert record.state is State.RUNNING
+        assert "kill" not in house.keeper.calls
+
+
+@pytest.mark.parametrize("obstacle", ["volumes", "hotplugged"])
+async def test_machines_whose_memory_cannot_be_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record, _ = await machine(house, monkeypatch)
+        if obstacle == "volumes":
+            shares = [{"source": "/tmp", "target": "/data"}]
+            record.spec = InstanceSpec.model_validate(
+                {**record.spec.model_dump(), "volumes": shares}
+            )
+        else:
+            record.facts["hotplugged"] = ["a disk"]
+        with pytest.raises(Unsupported, match="be copied"):
+            await house.manager.suspension.suspend(record, Operation("suspend"))
+        assert record.state is State.RUNNING
+
+
+async def test_stop_discard_gives_the_memory_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record, _ = await machine(house, monkeypatch)
+        await house.manager.lifecycle.stop(record, Operation("stop"))
+        sleep(house, record)
+        record.change(state=State.SUSPENDED)
+        for verb in (
+            house.manager.lifecycle.stop(record, Operation("stop")),
+            house.manager.restart(record, Operation("restart"), timeout_s=1),
+            house.manager.lifecycle.pause(record),
+        ):
+            with pytest.raises(IllegalState, match="suspended"):
+                await verb
+        waiting = asyncio.ensure_future(house.manager.wait(record))
+        await house.settle()
+        assert not waiting.done(), "it has not ended: it sleeps"
+        await house.manager.suspension.discard(record)
+        assert await waiting == 137
+        assert record.state is State.STOPPED
+        assert files(house, record).suspended() is None
+
+
+# -- after a death ----------------------------------------------------------------------------
+
+
+async def test_a_machine_that_stood_still_when_the_daemon_died_runs_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after its memory was written, before it was ended: what runs on has another disk."""
+    async with FakeHouse(tmp_path) as house:
+        record, went_on = await machine(house, monkeypatch)
+        sleep(house, record)
+        await reborn(house)
+        await house.settle()
+        assert house.manager.find("web").state is State.RUNNING
+        assert went_on == [house.paths.instance_run(record.id)]
+        assert files(house, record).suspended() is None
+
+
+async def test_one_that_the_user_had_paused_stays_paused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record, went_on = await machine(house, monkeypatch)
+        await house.manager.lifecycle.pause(record)
+        await reborn(house)
+        await house.settle()
+        assert house.manager.find("web").state is State.PAUSED
+        assert went_on == []
+
+
+async def test_a_container_that_was_frozen_to_be_copied_runs_on(tmp_path: Path) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record = await run(house)
+        house.keeper.sandboxes[record.id]["state"] = "paused"
+        await reborn(house)
+        await house.settle()
+        assert house.keeper.sandboxes[record.id]["state"] == "running"
+        assert house.manager.find("web").state is State.RUNNING
+
+
+async def test_a_machine_that_was_just_being_ended_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record, _ = await machine(house, monkeypatch)
+        sleep(house, record)
+        house.store.rows[record.id]["state"] = "suspended"
+        await reborn(house)
+        assert house.manager.find("web").state is State.SUSPENDED
+        assert not house.keeper.sandboxes
+        assert files(house, record).suspended() is not None
+
+
+@pytest.mark.parametrize(
+    ("state", "fits", "expected"),
+    [
+        ("suspended", True, State.SUSPENDED),
+        ("running", True, State.SUSPENDED),  # the host went down before the row was written
+        ("running", False, State.STOPPED),
+        ("starting", True, State.SUSPENDED),  # it was to wake up, and never did
+        ("stopped", True, State.SUSPENDED),  # a restoring was decided and finished by us
+        ("stopped", False, State.STOPPED),
+    ],
+)
+async def test_without_a_sandbox_the_disk_says_whether_it_sleeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, fits: bool, expected: State
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record, _ = await machine(house, monkeypatch)
+        sleep(house, record)
+        house.keeper.sandboxes.clear()
+        house.store.rows[record.id]["state"] = state
+        if not fits:
+            os.utime(f"{house.paths.instance_dir(record.id)}/data.img", ns=(1, 1))
+        await reborn(house, same_boot=False)
+        assert house.manager.find("web").state is expected
+        kept = files(house, record).suspended() is not None
+        assert kept == (expected is State.SUSPENDED)
+
+
+async def test_memory_that_went_away_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record, _ = await machine(house, monkeypatch)
+        house.keeper.sandboxes.clear()
+        house.store.rows[record.id]["state"] = "suspended"
+        await reborn(house)
+        found = house.manager.find("web")
+        assert (found.state, found.error) == (State.STOPPED, "its memory is not there any more")
+
+
+@pytest.mark.parametrize("state", ["created", "running"])
+async def test_killed_while_it_woke_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record, _ = await machine(house, monkeypatch)
+        sleep(house, record)
+        house.store.rows[record.id]["state"] = "starting"
+        house.keeper.sandboxes[record.id]["state"] = state
+        await reborn(house)
+        found = house.manager.find("web")
+        if state == "running":  # its payload goes on, so it is what it was to be
+            assert found.state is State.RUNNING
+            assert files(house, record).suspended() is None
+        else:
+            assert found.state is State.SUSPENDED
+            assert not house.keeper.sandboxes
+
+
+async def test_a_restoring_that_was_decided_is_finished(tmp_path: Path) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record = await run(house)
+        word = Path(house.paths.instance_dir(record.id)) / "upper/word"
+        word.write_text("then")
+        await house.manager.snapshots.create(
+            record, Operation("snapshot"), name="then", memory=False
+        )
+        await house.manager.lifecycle.stop(record, Operation("stop"))
+        word.write_text("now")
+        store = files(house, record)
+        store.prepare(store.find("then"), snapshots.copy)
+        directory = house.paths.instance_dir(record.id)
+        os.rename(f"{directory}/.restore", f"{directory}/restoring")
+        shutil.copytree(f"{directory}/upper", f"{directory}/snapshots/.new-half")
+        await reborn(house)
+        assert word.read_text() == "then"
+        assert not [name for name in os.listdir(f"{directory}/snapshots") if ".new" in name]
+
+
+async def test_a_start_that_cannot_use_the_memory_says_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record, _ = await machine(house, monkeypatch)
+        await house.manager.lifecycle.stop(record, Operation("stop"))
+        sleep(house, record)
+        record.change(state=State.SUSPENDED)
+        os.utime(f"{house.paths.instance_dir(record.id)}/data.img", ns=(1, 1))
+        with pytest.raises(TwofoldError, match="written to since") as caught:
+            await house.manager.lifecycle.start(record, Operation("start"))
+        assert "--discard" in caught.value.hint
+        assert record.state is State.SUSPENDED
+        assert os.path.isdir(f"{house.paths.instance_dir(record.id)}/{SUSPENDED}")
