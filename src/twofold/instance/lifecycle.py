@@ -112,8 +112,7 @@ class Lifecycle:
         record.main = main_process(
             record.spec, image.config, hostname_of(record.name, record.spec.hostname)
         )
-        title = f"Booting {record.name}" if record.is_vm else f"Starting {record.name}"
-        async with operation.step(title) as step:
+        async with operation.step(_title(record, planned)) as step:
             kind = "vm" if record.is_vm else "container"
             undo.push_async_callback(self.discard_sandbox, record)
             if place.network:
@@ -426,6 +425,13 @@ class Lifecycle:
     def refuse_removed(self, record: Record) -> None:
         if record.removed:
             raise NotFound(f"no instance {record.name!r}: it was removed", hint="twofold list")
+
+
+def _title(record: Record, planned: Planned) -> str:
+    if planned.plan.vm is None:
+        return f"Starting {record.name}"
+    verb = "Waking up" if planned.plan.vm.birth == "resume" else "Booting"
+    return f"{verb} {record.name}"
 
 
 def _say_booting(step: StepHandle, planned: Planned) -> None:

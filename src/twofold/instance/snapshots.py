@@ -212,7 +212,9 @@ class _Copying:
         if state is State.RUNNING:
             if not self.record.is_vm:
                 return "frozen", await self._standing_still()
-            if not self.record.has_own_os and await self._held_by_guest():
+            if self.record.has_own_os:
+                self._warn("its operating system has no agent of ours")
+            elif await self._held_by_guest():
                 return "frozen", None
             return "crash", await self._standing_still()
         await self.content()
@@ -228,13 +230,17 @@ class _Copying:
             reason = f"it was let go of after {FREEZE_S:.0f} s, before all was copied"
         except TwofoldError as error:
             reason = error.message
-        self._operation.warn(
-            f"the file system of {self.record.name!r} could not be held still ({reason}): its disk "
-            "is as after a power cut",
-            "twofold snapshot create --memory keeps what had not been written, too",
-        )
+        self._warn(reason)
         await to_the_end(_empty, self.scratch)
         return False
+
+    def _warn(self, reason: str) -> None:
+        name = self.record.name
+        self._operation.warn(
+            f"the file system of {name!r} could not be held still ({reason}): its disk is kept as "
+            "after a power cut",
+            f"for a clean one: twofold stop {name}; twofold snapshot create {name}",
+        )
 
     async def _standing_still(self) -> float:
         loop = asyncio.get_running_loop()

@@ -110,7 +110,10 @@ class Suspension:
             self._lifecycle.refuse_removed(record)
             states.check("discard", record.state, record.name)
             await to_the_end(self._files(record).wake_up)
-            await self._rooms.records.save(record, state=State.STOPPED, exit_code=137)
+            if record.spec.auto_remove:
+                await self._lifecycle.erase(record)
+            else:
+                await self._rooms.records.save(record, state=State.STOPPED, exit_code=137)
 
     async def capture(
         self,
