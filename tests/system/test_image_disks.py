@@ -10,10 +10,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from twofold.errors import InvalidInput, NoSpace, Unsupported
+from twofold.client.sdk import Twofold
+from twofold.errors import Corrupt, InvalidInput, NoSpace, Unsupported
 from twofold.hypervisor.interpreter import resolve_libraries
 from twofold.image.disks import confine, convert
 from twofold.image.disks.header import Header
@@ -125,6 +127,26 @@ def test_the_command_line_tells_the_whole_story(
     assert refused.returncode == 125
     assert b"only the difference to another file, '/etc/shadow'" in refused.stderr
     assert b"root:" not in refused.stdout + refused.stderr
+
+
+def test_the_sdk_says_when_a_disk_is_damaged(twofold_root: str, tmp_path: Path) -> None:
+    path = tmp_path / "precious.bin"
+    path.write_bytes(content())
+    client = Twofold(twofold_root)
+    events: list[dict[str, Any]] = []
+    image = client.import_image(str(path), "precious", disk_format="raw", on_event=events.append)
+    try:
+        assert any("Importing" in str(event) for event in events)
+        assert image.disk is not None
+        assert client.verify_image("precious").disk == image.disk
+        hexadecimal = image.disk.checksum.removeprefix("sha256:")
+        with open(f"{twofold_root}/images/disks/{hexadecimal}.raw", "r+b") as file:
+            file.seek(2 * MIB)
+            file.write(b"spoilt")
+        with pytest.raises(Corrupt, match="damaged"):
+            client.verify_image("precious")
+    finally:
+        client.remove_image("precious")
 
 
 def test_a_real_install_disc(store, tmp_path) -> None:

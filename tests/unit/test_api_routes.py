@@ -197,6 +197,7 @@ async def test_version_and_openapi(client: httpx.AsyncClient) -> None:
         /v1/instances/{name}/pause /v1/instances/{name}/resume /v1/instances/{name}/wait
         /v1/instances/{name}/exec /v1/instances/{name}/logs /v1/instances/{name}/archive
         /v1/images /v1/images/{name} /v1/images/build /v1/images/import
+        /v1/images/{name}/verify
         /v1/operations /v1/operations/{operation_id}
     """
     assert set(promised.split()) <= set(schema["paths"])

@@ -129,11 +129,21 @@ class Twofold:
         return Image.model_validate(found)
 
     def import_image(
-        self, path: str, name: str | None = None, *, on_event: OnEvent | None = None
+        self,
+        path: str,
+        name: str | None = None,
+        *,
+        disk_format: str | None = None,
+        on_event: OnEvent | None = None,
     ) -> Image:
-        """``path`` is on the daemon's host."""
-        body = {"path": path, "name": name}
+        """``path`` is on the daemon's host; ``disk_format``: None, and its content tells."""
+        body = {"path": path, "name": name, "format": disk_format}
         found = self._operate("POST", at("images", "import"), body, on_event)
+        return Image.model_validate(found)
+
+    def verify_image(self, name: str, *, on_event: OnEvent | None = None) -> Image:
+        """Have all of a disk read and compared with its checksum. Raises Corrupt."""
+        found = self._operate("POST", at("images", name, "verify"), None, on_event)
         return Image.model_validate(found)
 
     def remove_image(self, name: str, *, force: bool = False) -> None:

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         [
             ("kind", image.get("kind") or "root"),
             ("digest", image["digest"]),
-            ("platform", f"{image.get('os')}/{image.get('architecture')}"),
+            ("platform", "" if disk else f"{image.get('os')}/{image.get('architecture')}"),
             ("created", f"{image.get('created_at')} ({output.age(image.get('created_at'))})"),
             ("size", output.human_size(image.get("size_bytes"))),
             ("source", image.get("source")),
