@@ -54,7 +54,7 @@ def configure(parser: arguments.Parser) -> None:
         metavar="KIND,…",
         help="what is tried, in order: disk, cdrom, floppy, network; nothing else is then",
     )
-    add("--os", metavar="ID", help="which system it is, in place of a guess: twofold os list")
+    add("--os", metavar="OS", help="which system it is, in place of a guess: twofold os list")
     add("--firmware", choices=FIRMWARE, help="default: as the system needs it")
     add("--tpm", choices=("on", "off"), help="a TPM 2.0; default: as the system needs it")
     add(

@@ -32,7 +32,16 @@ class Subject:
 
     @property
     def name(self) -> str:
-        return self.system.name if self.system is not None else "an unknown system"
+        if self.system is not None:
+            return self.system.name
+        return "a system on a floppy" if self.on_floppy else "an unknown system"
+
+    @property
+    def unknown(self) -> str:
+        """The rule for a system that nobody knows."""
+        if self.on_floppy:
+            return "unknown system on a floppy, so an old one: IDE, NE2000, VGA"
+        return "unknown system: IDE, e1000, VGA: the most widely supported set"
 
     @property
     def family(self) -> str:

@@ -22,7 +22,7 @@ def disk(subject: Subject) -> None:
 
 def _emulated_disk(subject: Subject, bus: str) -> str:
     if subject.system is None:
-        return "unknown system: IDE, e1000, VGA: the most widely supported set"
+        return subject.unknown
     if bus == "ide":
         return f"the PIIX IDE of an i440FX, which {subject.name} needs no other driver for ({OURS})"
     return f"the AHCI of a q35, which {subject.name} knows ({OURS})"
@@ -44,10 +44,7 @@ def nic(subject: Subject) -> None:
 
 def _usual_nic(subject: Subject) -> tuple[str, str]:
     if subject.system is None:
-        if subject.on_floppy:
-            reason = f"unknown system on a floppy, so an old one: the NE2000 of its time ({OURS})"
-            return "ne2k_pci", reason
-        return "e1000", "unknown system: IDE, e1000, VGA: the most widely supported set"
+        return "ne2k_pci" if subject.on_floppy else "e1000", subject.unknown
     if subject.windows and subject.before(_OLD_WINDOWS_YEAR):
         return "pcnet", f"Windows before XP brings a driver for AMD's PCnet ({OURS})"
     if subject.before(2002):

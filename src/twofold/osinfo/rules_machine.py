@@ -11,8 +11,7 @@ def hardware(subject: Subject) -> None:
             reason = f"{disk}; {net}"
             subject.choose("hardware", "virtio", reason)
         elif subject.system is None:
-            reason = "unknown system: IDE, e1000, VGA: the most widely supported set"
-            subject.choose("hardware", "emulated", reason)
+            subject.choose("hardware", "emulated", subject.unknown)
         else:
             lacking = " and ".join(
                 word for word, there in (("disk", disk), ("network", net)) if not there
