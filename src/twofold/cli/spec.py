@@ -53,6 +53,7 @@ def _add_walls(parser: arguments.Parser) -> None:
         choices=("virtio", "emulated"),
         help="of a VM: fast para-virtual devices (default) or what an unmodified system expects",
     )
+    group.add_argument("--arch", help="processor the image is for; only this host's own so far")
     group.add_argument(
         "--cold", action="store_true", help="boot the VM, even where it could be forked"
     )
@@ -221,6 +222,7 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
         "cold": args.cold or None,
         **hardware.build(args),
         "nested": args.nested or None,
+        "arch": args.arch,
     }
     return {key: value for key, value in said.items() if value is not None}
 

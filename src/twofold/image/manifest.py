@@ -55,8 +55,12 @@ class Manifest:
 
 
 def host_architecture() -> str:
-    machine = os.uname().machine
-    return _MACHINES.get(machine, machine)
+    return spelled(os.uname().machine)
+
+
+def spelled(architecture: str) -> str:
+    """In the words of OCI, however the kernel or a distribution calls it."""
+    return _MACHINES.get(architecture, architecture)
 
 
 def parse(data: bytes, media_type: str = "") -> Manifest | list[Descriptor]:

@@ -15,7 +15,7 @@ from twofold.errors import InvalidInput, NotFound
 from twofold.image import names
 from twofold.image.sources import bootstrap, file
 from twofold.image.store import ImageStore
-from twofold.instance import kinds
+from twofold.instance import architecture, kinds
 from twofold.instance.place import ImageRoot
 from twofold.model.image import Image
 from twofold.model.progress import Progress
@@ -145,9 +145,11 @@ class ImageDesk:
         suite: str | None = None,
         include: Sequence[str] = (),
         variant: str | None = None,
+        arch: str | None = None,
         force: bool = False,
     ) -> Image:
         """A Debian image from the distribution's own signed archive."""
+        architecture.check_wanted(arch)
         return await self._as_step(
             operation,
             f"Building the image {name}",

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from twofold.errors import Conflict, NoSpace, TwofoldError
-from twofold.instance import names, own_os, states
+from twofold.instance import architecture, names, own_os, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.exposure import Exposer
 from twofold.instance.facts import write_facts
@@ -93,8 +93,10 @@ class InstanceManager:
     async def create(self, spec: InstanceSpec, operation: Operation) -> Record:
         """A new instance, not started. Nothing is left of it when this fails."""
         self._check_ports(spec)
+        architecture.check_wanted(spec.arch)
         await self._free_name(spec.name)
         image = await self.rooms.images.ensure(spec.image, operation)
+        architecture.check_image(image, spec.image)
         spec = own_os.settle(spec, image)
         wall = self.walls[word_of(spec)]
         wall.check(spec)

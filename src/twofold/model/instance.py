@@ -97,6 +97,7 @@ Ulimit = Annotated[int, Field(ge=-1, lt=1 << 63)]
 Cpus = Annotated[float, Field(gt=0, le=4096)]
 MemoryBytes = Annotated[int, Field(ge=4 << 20)]
 Pids = Annotated[int, Field(ge=1, le=4194304)]
+Architecture = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{2,16}$")]
 RestartPolicy = Annotated[
     str, StringConstraints(pattern=r"^(no|always|unless-stopped|on-failure(:[0-9]{1,6})?)$")
 ]
@@ -108,6 +109,7 @@ class InstanceSpec(Strict):
     name: Name | None = Field(default=None, examples=["web"])
     image: Line = Field(examples=["debian"])
     isolation: Isolation = Isolation.CONTAINER
+    arch: Architecture | None = Field(default=None, description="null: this host's")
     hardware: Hardware = Hardware.VIRTIO
     system: bool = False
     command: list[Argument] | None = None

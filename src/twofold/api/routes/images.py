@@ -24,6 +24,7 @@ class BuildRequest(Strict):
         default_factory=list, max_length=1024, examples=[["apache2"]]
     )
     variant: Line | None = Field(default=None, examples=["minbase"])
+    arch: Line | None = Field(default=None, description="null: this host's", examples=["amd64"])
     force: bool = False
 
 
@@ -54,6 +55,7 @@ async def build_image(request: Request, body: BuildRequest) -> Response:
             suite=body.suite,
             include=body.include,
             variant=body.variant,
+            arch=body.arch,
             force=body.force,
         )
         return image.model_dump(mode="json")

@@ -32,6 +32,7 @@ def configure(parser: Parser) -> None:
         metavar="PKG,…",
         help="packages to add, separated by commas; repeatable",
     )
+    add("--arch", help="processor to build for; only this host's own so far")
     add("--variant", help="mmdebstrap's variant; default: chosen by the daemon")
     add("--force", action="store_true", help="build again although the image is there")
     add("-q", "--quiet", action="store_true", help="draw no progress")
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         "suite": args.suite,
         "include": packages,
         "variant": args.variant,
+        "arch": args.arch,
         "force": args.force,
     }
     body = {key: value for key, value in said.items() if value}

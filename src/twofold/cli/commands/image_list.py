@@ -29,11 +29,12 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write("".join(f"{output.escape(name)}\n" for name in names))
     else:
         output.write_table(
-            ("NAME", "KIND", "DIGEST", "SIZE", "CREATED", "SOURCE"),
+            ("NAME", "KIND", "ARCH", "DIGEST", "SIZE", "CREATED", "SOURCE"),
             [
                 (
                     ", ".join(one["names"]) or "-",
                     one.get("kind") or "root",
+                    one.get("architecture") or "-",
                     one["digest"].removeprefix("sha256:")[:12],
                     output.human_size(one.get("size_bytes")),
                     output.age(one.get("created_at")),
