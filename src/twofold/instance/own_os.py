@@ -146,6 +146,14 @@ def check(spec: InstanceSpec) -> None:
         )
     if len(set(spec.boot)) != len(spec.boot):
         raise InvalidInput(f"boot order {','.join(spec.boot)!r} names something twice")
+    if spec.tpm:
+        raise Unsupported("--tpm on: Twofold does not run swtpm yet", hint="--tpm off")
+    if spec.host_devices:
+        raise Unsupported(
+            f"{spec.host_devices[0].bus} device {spec.host_devices[0].address}: devices of the "
+            "host are not passed through yet",
+            hint="leave --usb and --pci out",
+        )
     for wish in spec.disks:
         if [wish.size_bytes, wish.image, wish.device].count(None) != 2:
             raise InvalidInput(

@@ -14,6 +14,7 @@ from twofold.instance.own_os import Fitting
 from twofold.model.image import Image
 from twofold.model.instance import InstanceSpec
 
+NO_TPM = "Twofold does not run swtpm yet"
 # What is left out of ``show``: it says nothing that a user could change or see.
 _UNSAID = frozenset({"sound", "virtio_legacy", "disk_bytes"})
 
@@ -42,9 +43,12 @@ def choose(
     for name, reason in choice.reasons.items():
         if name not in _UNSAID:
             reasons[name] = f"{_shown(name, getattr(choice, name))}: {reason}"
-    tpm = choice.tpm if spec.tpm is None else spec.tpm
+    warnings = list(choice.warnings)
     if spec.tpm is not None:
-        reasons["tpm"] = f"{'yes' if tpm else 'no'}: asked for"
+        reasons["tpm"] = f"{'yes' if spec.tpm else 'no'}: asked for"
+    elif choice.tpm:
+        reasons["tpm"] = f"no: {NO_TPM}, though {choice.reasons['tpm']}"
+        warnings.append(f"{system.id if system else 'it'} wants a TPM 2.0: {NO_TPM}")
     uefi = choice.firmware != "bios"
     if uefi and not choice.acpi:
         reasons["acpi"] = "yes: UEFI firmware finds the machine by it"
@@ -68,13 +72,12 @@ def choose(
         ),
         profile=choice.hardware,
         firmware=choice.firmware,
-        tpm=tpm,
         os=system.id if system else "",
         memory_bytes=choice.memory_bytes,
         vcpus=max(1, min(choice.vcpus, os.cpu_count() or 1)),
         reasons=reasons,
     )
-    return fitting, (*choice.warnings, *doubts)
+    return fitting, (*warnings, *doubts)
 
 
 def _system(spec: InstanceSpec, image: Image) -> tuple[osinfo.System | None, str, tuple[str, ...]]:
