@@ -142,6 +142,23 @@ def test_hardware_is_changed_for_a_system_that_has_the_drivers_and_back(
     twofold("rm", "hw", check=True)
 
 
+def test_it_is_told_its_address_when_it_asks(
+    twofold: Runner, twofold_root: str, tiny: str, no_leaks: object
+) -> None:
+    """The card's own boot ROM (iPXE) asks, as any system would."""
+    made = ("run", "-d", "--vm", "--boot", "network", "--name", "asks", tiny)
+    twofold(*made, check=True)
+    shown = show(twofold, "asks")
+    leases = Path(Paths(twofold_root).run, "dhcp", "leases")
+    told = f"{shown['mac']} {shown['address']} asks "
+    wait_for(lambda: leases.exists() and told in leases.read_text(), timeout_s=60)
+    os.kill(daemon_pid(twofold), signal.SIGKILL)
+    twofold("list", check=True)
+    assert told in leases.read_text()  # it outlived the daemon, which the next one knows
+    twofold("rm", "-f", "asks", check=True)
+    assert not leases.exists()
+
+
 def test_a_device_of_the_host_that_is_in_use_is_refused(twofold: Runner, tiny: str) -> None:
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
         mounted = [line.split(" - ")[1].split()[1] for line in file]

@@ -221,6 +221,9 @@ class FakeNetworks:
         self._failing.check("plug")
         self.plugged.add(instance_id)
 
+    async def lease(self, instance_id: str, network: plan.Network, hostname: str) -> None:
+        self._failing.check("lease")
+
     async def publish(self, instance_id: str, address: str, wanted: Iterable[Port]) -> None:
         self._failing.check("publish")
         self.published.add(instance_id)

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -32,6 +33,7 @@ CASES = {
     "replace-full": firewall.replace(
         "twofold_ab12cd34", "tfab12cd34", SUBNET, plugs=[DNS, WEB], ports=PORTS
     ),
+    "add-plug-that-asks": firewall.add_plug("twofold", replace(WEB, asks=True)),
     "add-plug": firewall.add_plug("twofold", WEB),
     "remove-plug": firewall.remove_plug("twofold", WEB),
     "add-ports": firewall.add_ports("twofold", PORTS),

@@ -121,6 +121,9 @@ class Lifecycle:
             record.change(pid=created["pid"])
             if place.network:
                 await self._networks.plug(record.id, kind, created["pid"], place.network)
+                if record.has_own_os:
+                    hostname = hostname_of(record.name, record.spec.hostname)
+                    await self._networks.lease(record.id, place.network, hostname)
                 if record.spec.ports:
                     await self._networks.publish(
                         record.id, place.network.address, record.spec.ports

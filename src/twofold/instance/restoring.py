@@ -27,6 +27,7 @@ from twofold.errors import TwofoldError
 from twofold.instance import restart_policy, sleepers
 from twofold.instance.lifecycle import adopt
 from twofold.instance.manager import InstanceManager
+from twofold.instance.place import hostname_of
 from twofold.instance.record import Record, from_row, now
 from twofold.instance.trees import remove_tree
 from twofold.model.instance import InstanceSpec, State
@@ -226,6 +227,7 @@ async def _restore_network(manager: InstanceManager, living: list[Record], repor
             instance_id=record.id,
             network=record.network,
             ports=tuple(record.spec.ports),
+            asks_as=hostname_of(record.name, record.spec.hostname) if record.has_own_os else "",
         )
         for record in living
         if record.network is not None

@@ -20,11 +20,12 @@ _RAW = -300
 
 @dataclass(frozen=True, kw_only=True)
 class Plug:
-    """An instance at the bridge."""
+    """An instance at the bridge. ``asks``: it may ask our DHCP server for its address."""
 
     host_link: str
     mac: str
     address: str
+    asks: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -81,11 +82,12 @@ def remove_plug(table: str, plug: Plug) -> str:
 
 def _plug_elements(plug: Plug) -> dict[str, str]:
     """Set name → element."""
-    return {
+    elements = {
         "macs": f'"{plug.host_link}" . {plug.mac}',
         "links": f'"{plug.host_link}" . {plug.mac} . {plug.address}',
         "mirrors": f'"{plug.host_link}" . "{plug.host_link}"',
     }
+    return elements | ({"askers": f'"{plug.host_link}"'} if plug.asks else {})
 
 
 def replace(
@@ -142,6 +144,7 @@ table inet {table} {{
 	chain guard {{
 		type filter hook prerouting priority {_RAW}; policy accept;
 		iifname "{bridge}" ip daddr 127.0.0.0/8 drop
+		iifname "{bridge}" ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept
 		iifname "{bridge}" ip saddr != {subnet} drop
 		iifname "{bridge}" meta nfproto ipv6 drop
 	}}
@@ -189,8 +192,8 @@ table inet {table} {{
 
 def _bridge_table(table: str, bridge: str, plugs: list[Plug]) -> str:
     elements = {
-        name: _elements([_plug_elements(plug)[name] for plug in plugs])
-        for name in ("macs", "links", "mirrors")
+        name: _elements([found[name] for found in map(_plug_elements, plugs) if name in found])
+        for name in ("macs", "links", "mirrors", "askers")
     }
     return f"""\
 table bridge {table} {{
@@ -206,6 +209,10 @@ table bridge {table} {{
 		type ifname . ifname
 {elements["mirrors"]}	}}
 
+	set askers {{
+		type ifname
+{elements["askers"]}	}}
+
 	chain prerouting {{
 		type filter hook prerouting priority {_RAW}; policy accept;
 		iifname "{bridge}-*" jump instance
@@ -213,6 +220,7 @@ table bridge {table} {{
 
 	chain forward {{
 		type filter hook forward priority filter; policy accept;
+		udp sport 68 udp dport 67 drop
 		iifname . oifname @mirrors ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00 drop
 	}}
 
@@ -220,6 +228,7 @@ table bridge {table} {{
 		iifname . ether saddr != @macs drop
 		udp sport 67 drop
 		iifname . ether saddr . ip saddr @links accept
+		iifname @askers ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept
 		arp htype 1 arp hlen 6 arp plen 4 jump instance_arp
 		drop
 	}}

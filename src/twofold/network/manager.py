@@ -15,7 +15,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from twofold.linux import conntrack, nftables
 from twofold.model.instance import Port
 from twofold.model.paths import Paths
 from twofold.network import bridge as bridges
-from twofold.network import docker, firewall, pool, ports, resolv
+from twofold.network import dhcp, docker, firewall, pool, ports, resolv
 from twofold.network.firewall import Plug, PublishedPort
 from twofold.runtime.plan import Network
 
@@ -39,11 +39,13 @@ class Active:
     instance_id: str
     network: Network
     ports: tuple[Port, ...] = ()
+    asks_as: str = ""  # its host name, when it has to ask for its address
 
 
 @dataclass(kw_only=True)
 class _Entry:
     plug: Plug
+    hostname: str = ""  # of one that asks for its address
     ports: list[PublishedPort] = field(default_factory=list)
     held: list[socket.socket] = field(default_factory=list)
 
@@ -54,6 +56,7 @@ class NetworkManager:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._bridge = bridges.Bridge(paths)
+        self._dhcp = dhcp.DhcpServer(f"{paths.run}/dhcp")
         self._forwarding = bridges.Forwarding(paths)
         self._table = paths.nft_table
         self._record = f"{paths.root}/network.json"
@@ -108,6 +111,10 @@ class NetworkManager:
         network namespace of ``pid``; for ``vm`` the tap ``network.host_link`` must exist."""
         await self.setup()
         await self._in_thread(self._plug, instance_id, kind, pid, network)
+
+    async def lease(self, instance_id: str, network: Network, hostname: str) -> None:
+        """Of a plugged one: tell it its address when it asks. Raises Unsupported, Unavailable."""
+        await self._in_thread(self._lease, instance_id, network, hostname)
 
     async def publish(self, instance_id: str, address: str, wanted: Iterable[Port]) -> None:
         """Open the host's ports. Raises Conflict (in use), InvalidInput (no such address)."""
@@ -246,6 +253,36 @@ class NetworkManager:
                 self._attach(kind, pid, network)
             undo.pop_all()
 
+    def _lease(self, instance_id: str, network: Network, hostname: str) -> None:
+        entry = self._entries[instance_id]
+        entry.plug = replace(entry.plug, asks=True)
+        entry.hostname = hostname
+        self._transaction(firewall.add_plug(self._table, entry.plug))
+        self._serve()
+
+    def _serve(self) -> None:
+        """The DHCP server knows exactly those that ask; without any there is none."""
+        leases = [
+            dhcp.Lease(mac=one.plug.mac, address=one.plug.address, hostname=one.hostname)
+            for one in self._entries.values()
+            if one.plug.asks
+        ]
+        if not leases or self._subnet is None:
+            self._dhcp.stop()
+            return
+        self._dhcp.serve(
+            dhcp.configuration(
+                leases,
+                bridge=self._bridge.name,
+                subnet=self._subnet,
+                gateway=pool.gateway(self._subnet),
+                resolvers=resolv.servers(_read_resolver().content),
+                mtu=self._mtu,
+                folder=self._dhcp.folder,
+                user=self._dhcp.user(),
+            )
+        )
+
     def _forsake(self, instance_id: str) -> None:
         entry = self._entries.pop(instance_id, None)
         if entry is not None:
@@ -325,6 +362,8 @@ class NetworkManager:
         del self._entries[instance_id]
         if entry.ports:
             _forget(entry.plug.address)
+        if entry.plug.asks:
+            self._serve()
 
     def _remove_elements(self, commands: str) -> None:
         """Elements of a table that is gone are gone."""
@@ -345,7 +384,9 @@ class NetworkManager:
                     host_link=item.network.host_link,
                     mac=item.network.mac,
                     address=item.network.address,
+                    asks=bool(item.asks_as),
                 ),
+                hostname=item.asks_as,
                 ports=[_published(port, item.network.address) for port in item.ports],
             )
             for item in active
@@ -358,6 +399,10 @@ class NetworkManager:
                     f"instance {item.instance_id[:12]}: its link {item.network.host_link} is gone; "
                     "restart it to get its network back"
                 )
+        try:
+            self._serve()
+        except TwofoldError as error:
+            warnings.append(f"{error.message}: {error.hint}")
         known = {item.network.host_link for item in active}
         for name in self._bridge.ports().keys() - known:
             self._bridge.detach(name)
@@ -373,6 +418,7 @@ class NetworkManager:
         for entry in self._entries.values():
             _close(entry.held)
         self._entries.clear()
+        self._dhcp.stop()
         with contextlib.suppress(nftables.NftablesError):
             docker.dismiss(self._bridge.name)
         nftables.run(firewall.destroy(self._table))

@@ -44,6 +44,11 @@ def resolv_conf(host: str, *, resolved_upstream: str = "") -> ResolvConf:
     return ResolvConf(content="".join(f"{line}\n" for line in lines), warnings=tuple(warnings))
 
 
+def servers(content: str) -> list[str]:
+    """The name servers in what ``resolv_conf`` made."""
+    return _servers(content)
+
+
 def hosts(hostname: str, address: str) -> str:
     """``address`` is ``""`` without a network."""
     short = hostname.split(".")[0]
