@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 import textscreen
 
+from twofold.client.sdk import Twofold
+from twofold.errors import InvalidInput
+
 Runner = Callable[..., "subprocess.CompletedProcess[bytes]"]
 KEYBOARD = re.compile(r"^\s*1:\s+(\d+).*i8042", re.MULTILINE)
 
@@ -103,6 +106,16 @@ def test_the_mouse_moves_and_clicks(twofold: Runner, guest: str) -> None:
     words = ("type", guest, "--json", "--mouse", "250,-30", "--click", "double")
     # A PS/2 mouse: steps, not places.
     assert json.loads(twofold(*words, check=True).stdout) == {"absolute": False}
+
+
+def test_the_sdk_sees_and_types(guest: str, twofold_root: str) -> None:
+    with Twofold(twofold_root) as connection:
+        box = connection.instance(guest)
+        assert textscreen.text(box.screenshot()).startswith("SeaBIOS (version ")
+        assert box.type("ab", keys=["enter"]).model_dump() == {"count": 3, "confirmed": True}
+        assert not box.point(5, 5, click="left").absolute
+        with pytest.raises(InvalidInput, match="a pointer needs"):
+            box.point()
 
 
 def test_vnc_over_its_socket_shows_the_same_screen(twofold: Runner, guest: str) -> None:

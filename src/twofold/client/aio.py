@@ -31,6 +31,7 @@ from twofold.model.guest_os import OsDetail, OsSummary
 from twofold.model.image import Image
 from twofold.model.instance import Instance, InstanceChange
 from twofold.model.paths import Paths
+from twofold.model.screen import Pointed, Typed
 from twofold.model.snapshot import Snapshot
 from twofold.model.usage import ProcessInfo, Use
 
@@ -325,6 +326,20 @@ class AsyncBox:
         async with self._twofold._stream("GET", self._at("logs") + "?follow=true") as reply:
             async for line in reply.aiter_lines():
                 yield line
+
+    async def screenshot(self) -> bytes:
+        async with self._twofold._stream("GET", self._at("screen.png")) as reply:
+            return await reply.aread()
+
+    async def type(self, text: str = "", *, keys: Sequence[str] = (), delay_ms: int = 20) -> Typed:
+        body = {"text": text, "keys": list(keys), "delay_ms": delay_ms}
+        return Typed.model_validate(await self._twofold._call("POST", self._at("keys"), body))
+
+    async def point(
+        self, x: int | None = None, y: int | None = None, *, click: str | None = None
+    ) -> Pointed:
+        body = {"x": x, "y": y, "click": click}
+        return Pointed.model_validate(await self._twofold._call("POST", self._at("mouse"), body))
 
     async def read_archive(self, path: str) -> bytes:
         query = f"?path={quote(path, safe='')}"

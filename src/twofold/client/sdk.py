@@ -43,6 +43,7 @@ from twofold.model.guest_os import OsDetail, OsSummary
 from twofold.model.image import Image
 from twofold.model.instance import Instance, InstanceChange
 from twofold.model.paths import Paths
+from twofold.model.screen import Pointed, Typed
 from twofold.model.snapshot import Snapshot
 from twofold.model.usage import ProcessInfo, Use
 
@@ -355,6 +356,24 @@ class Box:
         """Log lines as they are written, until it ends."""
         with self._twofold._stream("GET", self._at("logs") + "?follow=true") as reply:
             yield from reply.iter_lines()
+
+    def screenshot(self) -> bytes:
+        """A PNG of a virtual machine's screen as it is now."""
+        with self._twofold._stream("GET", self._at("screen.png")) as reply:
+            return reply.read()
+
+    def type(self, text: str = "", *, keys: Sequence[str] = (), delay_ms: int = 20) -> Typed:
+        """Type on a virtual machine's keyboard: ``text`` (``"ls\\n"``), then chords such as
+        ``"ctrl-alt-f2"``."""
+        body = {"text": text, "keys": list(keys), "delay_ms": delay_ms}
+        return Typed.model_validate(self._twofold._call("POST", self._at("keys"), body))
+
+    def point(
+        self, x: int | None = None, y: int | None = None, *, click: str | None = None
+    ) -> Pointed:
+        """Move its mouse, and click: ``left``, ``right``, ``middle`` or ``double``."""
+        body = {"x": x, "y": y, "click": click}
+        return Pointed.model_validate(self._twofold._call("POST", self._at("mouse"), body))
 
     def read_archive(self, path: str) -> bytes:
         """A path inside as a tar."""
