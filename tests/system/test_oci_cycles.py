@@ -30,12 +30,13 @@ def killed_at(oci: Lab, step: str, *words: str, streams: Path | None = None) -> 
     assert done.code == KILLED, f"{step} was never reached: {done}"
 
 
-def gone(oci: Lab, container: Container, before: frozenset[str]) -> None:
-    """One ``delete --force`` takes all away, and the id is free again."""
+def gone(oci: Lab, container: Container, before: frozenset[str], *, again: bool = False) -> None:
+    """One ``delete --force`` takes all away, and the id is free ``again``."""
     container.delete("--force")
     oci.assert_nothing_new(before)
-    with container.life():
-        container.exec("true")
+    if again:
+        with container.life():
+            container.exec("true")
 
 
 @beyond_runc("has no named steps")
@@ -50,7 +51,7 @@ def test_create_killed(oci: Lab, step: str, userns: bool) -> None:
         oci.give(container.bundle)
     words = ("create", "--bundle", str(container.bundle), container.name)
     killed_at(oci, step, *words, streams=container.bundle)
-    gone(oci, container, before)
+    gone(oci, container, before, again=step == "create-created")
 
 
 @beyond_runc("has no named steps")
@@ -84,7 +85,7 @@ def test_delete_killed(oci: Lab, step: str) -> None:
     container.create()
     container.start()
     killed_at(oci, step, "delete", "--force", container.name)
-    gone(oci, container, before)
+    gone(oci, container, before, again=True)
 
 
 @beyond_runc("has no named steps")
@@ -134,8 +135,9 @@ def run_cycles(oci: Lab, count: int) -> None:
     assert dmesg_free == "fine"
 
 
-def test_a_hundred_lives(oci: Lab) -> None:
-    run_cycles(oci, 100)
+def test_twenty_lives(oci: Lab) -> None:
+    """A leak shows in the inventory after one; two thousand are for what is smaller than that."""
+    run_cycles(oci, 20)
 
 
 @pytest.mark.slow
