@@ -69,10 +69,10 @@ def capture(image: str, flags: list[str], directory: Path) -> RawMachine:
                 subprocess.run(["cp", "--sparse=always", "-L", link, disks[name]], check=True)
     finally:
         subprocess.run([TWOFOLD, "rm", "-f", NAME], stdout=subprocess.DEVNULL, check=True)
-    return RawMachine(argv=_without_descriptors(argv, directory), disks=disks)
+    return RawMachine(argv=without_descriptors(argv, directory), disks=disks)
 
 
-def _without_descriptors(argv: list[str], directory: Path) -> list[str]:
+def without_descriptors(argv: list[str], directory: Path) -> list[str]:
     words, skip = [], False
     for index, word in enumerate(argv):
         following = argv[index + 1] if index + 1 < len(argv) else ""
