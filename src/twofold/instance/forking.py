@@ -75,7 +75,7 @@ class Forks:
         born: list[Record] = []
         try:
             for name in names:
-                spec = parent.spec.model_copy(update={"name": name, "ports": []})
+                spec = spec_in_force(parent).model_copy(update={"name": name, "ports": []})
                 record = await self._manager.create(spec, operation)
                 born.append(record)
                 record.copied = copied
@@ -131,11 +131,12 @@ class Forks:
 
         async with parent.lock, operation.step(f"Copying {parent.name}") as step:
             _check(parent)
-            os.ftruncate(memory, vm.memory_bytes(parent.spec))
+            memory_bytes = vm.memory_bytes(spec_in_force(parent))
+            os.ftruncate(memory, memory_bytes)
             still_s = await standstill.copy(
                 self._rooms.paths.instance_run(parent.id),
                 parent.pid or 0,
-                memory_bytes=vm.memory_bytes(parent.spec),
+                memory_bytes=memory_bytes,
                 memory_fd=memory,
                 state_path=f"{scratch}/state",
                 while_still=copy_disk,
@@ -165,6 +166,20 @@ class Forks:
         shutil.rmtree(upper)
         ownership.copy_tree(f"{scratch}/upper", upper)
         ownership.shift(upper, record.id_base - parent.id_base)
+
+
+def spec_in_force(parent: Record) -> InstanceSpec:
+    """The wish with the memory and processors that a machine has now: ``set`` may have promised it
+    others for its next start, and a copy goes on with what is."""
+    if not parent.is_vm:
+        return parent.spec
+    limits, changes = dict(parent.facts.get("limits") or {}), {}
+    if "memory_bytes" in limits:
+        changes["memory_bytes"] = limits["memory_bytes"]
+    vcpus = parent.facts.get("virtual_cpus")
+    if vcpus and vm.virtual_cpus(parent.spec) != vcpus:
+        changes["cpus"] = float(vcpus)
+    return parent.spec.model_copy(update=changes)
 
 
 def _check(parent: Record) -> None:
