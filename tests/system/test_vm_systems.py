@@ -94,7 +94,7 @@ def test_a_fork_has_ssh_keys_of_its_own(twofold: Runner) -> None:
             await_word(twofold, name, "systemctl is-active ssh", "active", within_s=200)
             keys.append(sh(twofold, name, "cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub"))
             # What listens has that key, not another.
-            scan = "ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null | cut -d' ' -f3"
+            scan = "ssh-keyscan -T 60 -t ed25519 127.0.0.1 2>/dev/null | cut -d' ' -f3"
             assert sh(twofold, name, scan) == keys[-1]
         assert keys[0] != keys[1]
         for name in names:
