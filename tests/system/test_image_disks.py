@@ -403,6 +403,20 @@ def test_a_cancel_ends_the_program(store, tmp_path, monkeypatch) -> None:
     assert left_behind(tmp_path) == []
 
 
+def test_a_host_without_a_place_is_not_the_disks_fault(store, tmp_path, monkeypatch) -> None:
+    """A program that is not there any more when it is to be run: execve fails in the place."""
+    path = tmp_path / "a.qcow2"
+    path.write_bytes(make(tmp_path, "qcow2"))
+    program = tmp_path / "qemu-img"
+    program.write_bytes(b"\x7fELF, or what is left of it")
+    program.chmod(0o755)
+    monkeypatch.setattr(convert, "_PROGRAM", str(program))
+    monkeypatch.setattr(convert, "resolve_libraries", lambda _: ([], "/bin/true"))
+    with pytest.raises(Unsupported, match="Exec format error"):
+        import_file(store, str(path))
+    assert left_behind(tmp_path) == []
+
+
 def test_a_killed_import_takes_the_program_along(tmp_path) -> None:
     raw, path = tmp_path / "raw", tmp_path / "long.qcow2"
     raw.write_bytes(b"inflate" * (128 * MIB // 7))

@@ -25,6 +25,7 @@ MEMORY_BYTES = 1 << 30
 _ENVIRONMENT = {"LC_ALL": "C", "MALLOC_ARENA_MAX": "1"}
 # The exit status that says: the file system of IN cannot show it to another user.
 NO_IDMAP = 120
+NO_PLACE = 121  # and this, that it is the host's fault and not the disk's
 _NAMESPACES = (
     process.CLONE_NEWNS
     | process.CLONE_NEWPID
@@ -55,15 +56,19 @@ def main(words: list[str]) -> int:
     process.unshare(_NAMESPACES)
     child = os.fork()
     if child == 0:
-        mount.mount("", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
-        _make_root(place, program, files, read_only=read_only, writable=writable)
-        _become_nobody()
-        os.dup2(2, 1)  # its progress goes where its errors go: to who started this
-        _limit(size_bytes=int(size_bytes), cpu_s=int(cpu_s))
-        process.close_on_exec({0, 1, 2})
-        process.prctl(process.PR_SET_NO_NEW_PRIVS, 1)
-        seccomp.load_filter(filter_program)
-        os.execve(program, command_line(program, disk_format), _ENVIRONMENT)
+        try:
+            mount.mount("", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
+            _make_root(place, program, files, read_only=read_only, writable=writable)
+            _become_nobody()
+            os.dup2(2, 1)  # its progress goes where its errors go: to who started this
+            _limit(size_bytes=int(size_bytes), cpu_s=int(cpu_s))
+            process.close_on_exec({0, 1, 2})
+            process.prctl(process.PR_SET_NO_NEW_PRIVS, 1)
+            seccomp.load_filter(filter_program)
+            os.execve(program, command_line(program, disk_format), _ENVIRONMENT)
+        except OSError as error:
+            print(error, file=sys.stderr, flush=True)
+            os._exit(NO_PLACE)
     # Whoever ends this waits for it, and so for the program: nothing goes on unseen. (As the first
     # process of its namespace the program itself ignores SIGTERM.)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGKILL))

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from twofold.errors import NoSpace, TwofoldError, Unavailable
+from twofold.errors import NoSpace, TwofoldError, Unavailable, Unsupported
 from twofold.hypervisor.interpreter import resolve_libraries
 from twofold.image.child import Child
 from twofold.image.disks import confine
@@ -131,6 +131,11 @@ class _Conversion:
                 f"reading it took more than {self._cpu_s} s of processor time or more than "
                 f"{confine.MEMORY_BYTES >> 20} MiB",
                 hint=f"qemu-img convert -O raw {self._source.shown} DISK.raw, and import that",
+            )
+        if status == confine.NO_PLACE:
+            return Unsupported(
+                f"this host gives no place to convert disks in: {said}",
+                hint="twofold doctor, or import a raw disk: that needs no conversion",
             )
         if "No space left" in said:
             return self._no_space()
