@@ -43,6 +43,8 @@ def describe(scene: Scene) -> list[Barrier]:
 def _kernel(scene: Scene) -> Barrier:
     release = str(scene.record.facts.get("kernel") or "") if scene.witness else ""
     said = f"Linux {release}, as it says itself" if release else "that of the kernel bundle"
+    if scene.record.has_own_os:
+        said = "that of the operating system on its disks, of which nothing is known here"
     return Barrier(
         topic="kernel",
         words=f"its own, {said}; the host runs Linux {scene.host_kernel}",
