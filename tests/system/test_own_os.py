@@ -169,3 +169,17 @@ def test_a_device_of_the_host_that_is_in_use_is_refused(twofold: Runner, tiny: s
         refused = twofold("create", "--vm", "--disk", device, tiny)
         assert refused.returncode != 0
         assert why in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["uefi", "uefi-secure"])
+def test_uefi_finds_the_disk_and_remembers_it_in_an_nvram_of_its_own(
+    twofold: Runner, twofold_root: str, tiny: str, kind: str, no_leaks: object
+) -> None:
+    """20 s each on a quiet machine: the firmware writes down what it could boot from."""
+    made = ("run", "-d", "--vm", "--firmware", kind, "--memory", "256m", "--network", "none")
+    twofold(*made, "--name", kind, tiny, check=True)
+    nvram = Path(Paths(twofold_root).instance_dir(show(twofold, kind)["id"]), "nvram.fd")
+    entry = "twofold-disk0".encode("utf-16-le")
+    wait_for(lambda: entry in nvram.read_bytes(), timeout_s=240)
+    twofold("rm", "-f", kind, check=True)
