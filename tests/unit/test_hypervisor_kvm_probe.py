@@ -41,6 +41,19 @@ def test_the_answer_is_asked_for_once_per_boot(
     assert kvm_probe.probe(cache) == other
 
 
+def test_a_guest_that_took_too_long_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = str(tmp_path / "kvm.json")
+    answers = [
+        KvmProbe(usable=False, reason="slow", timed_out=True),
+        KvmProbe(usable=True, reason="as measured"),
+    ]
+    monkeypatch.setattr(kvm_probe, "_cache_key", lambda: {"boot_id": "a", "device": "1"})
+    monkeypatch.setattr(kvm_probe, "probe_now", lambda: answers.pop(0))
+    assert [kvm_probe.probe(cache).reason for _ in range(3)] == ["slow", *["as measured"] * 2]
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"key": 1}', "null"])
 def test_a_damaged_cache_is_asked_anew(
     tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch
