@@ -68,7 +68,8 @@ async def restore(
     for record in manager.records:
         sandbox = sandboxes.get(record.id)
         woke = sandbox is not None and sleepers.woke_up(manager, record, sandbox)
-        if sandbox and sandbox["state"] in _LIVING and (woke or not _between(record)):
+        runs = sandbox is not None and sandbox["state"] in _LIVING and not _between(record)
+        if sandbox and (woke or runs):
             _adopt(manager, record, sandbox, report)
             living.append(record)
     await _restore_network(manager, living, report)
@@ -167,12 +168,12 @@ async def _kill_unknown(
     which knows no record for it, so the release is asked for until the keeper agrees."""
     for instance_id, sandbox in sandboxes.items():
         record = manager.records.get(instance_id)
-        half_started = record is not None and (
-            sandbox["state"] in ("creating", "created", "starting")
-            or (
-                _between(record)
-                and sandbox["state"] in _LIVING
-                and not sleepers.woke_up(manager, record, sandbox)
+        half_started = (
+            record is not None
+            and not sleepers.woke_up(manager, record, sandbox)
+            and (
+                sandbox["state"] in ("creating", "created", "starting")
+                or (_between(record) and sandbox["state"] in _LIVING)
             )
         )
         if record is not None and not half_started:

@@ -5,7 +5,7 @@ The directory ``suspended`` of an instance says that it sleeps; a row may be old
     sandbox lives, row running      it stood still to be copied, or to be put to sleep: it runs on,
                                     and what was written of it is dropped
     sandbox lives, row suspended    it was just being ended: that is finished
-    sandbox runs, row starting      it had just woken up: it is adopted, the moment is over
+    sandbox starts, row starting    it was just waking up: it is adopted, the moment is over
     no sandbox, fitting moment      it sleeps
     no sandbox, other moment        its disk has gone on since: the moment is dropped
 """
@@ -39,11 +39,12 @@ async def settle_files(manager: "InstanceManager") -> None:
 
 
 def woke_up(manager: "InstanceManager", record: Record, sandbox: dict[str, Any]) -> bool:
-    """Whether it runs, after a start that began with a moment."""
+    """Whether it runs, or is about to, after a start that began with a moment: its disk may have
+    gone on already, so it is not ended. Should it yet fail, its end is told as any other."""
     directory = manager.rooms.paths.instance_dir(record.id)
     return (
         record.state is State.STARTING
-        and sandbox["state"] == "running"
+        and sandbox["state"] in ("starting", "running")
         and os.path.isdir(f"{directory}/{SUSPENDED}")
     )
 
