@@ -32,7 +32,7 @@ SUSPENDED = "suspended"
 _FACTS = "snapshot.json"
 _DROP = "drop"
 # What of an instance's directory is its own: of a container, of a virtual machine.
-_CONTENT = ("upper", "data.img", "nvram.fd", "floppy.img", "tpm")
+_CONTENT = ("upper", "data.img", "nvram.fd", "floppy.img", "tpm", "hardware.json")
 
 
 @dataclass(frozen=True, kw_only=True)
