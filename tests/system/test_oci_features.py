@@ -74,6 +74,11 @@ def test_mount_options(oci: Lab, features: dict[str, Any]) -> None:
             mounts.append(tmpfs(target, option))
     try:
         done = oci.run("echo fine", {"mounts+": mounts}, check=False)
+        if "cannot be shown with other owners" in done.err:
+            # The file system below /tmp: an overlay, or tmpfs before Linux 6.3. Idmapped mounts
+            # themselves are in test_oci_mounts.py.
+            mounts = [mount for mount in mounts if "uidMappings" not in mount]
+            done = oci.run("echo fine", {"mounts+": mounts}, check=False)
         assert done.out == "fine\n", done.err
     finally:
         volume.rmdir()
