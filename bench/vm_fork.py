@@ -165,7 +165,7 @@ def of_systems(image: str, rounds: int) -> int:
 
     begin()  # the template
     took = in_turns(rounds, fork=begin)
-    cold = in_turns(1, cold=lambda: begin("--cold"))
+    cold = in_turns(1, cold=lambda: begin("--cold"))  # the first of them warms up
     return verdict("fork / boot, until running", took["fork"] / cold["cold"], 0.125)
 
 

@@ -108,7 +108,8 @@ def apply(config: dict[str, Any], dial: configure.Dial, *, warnings: list[str]) 
         warnings.append(f"{_MACHINE_ID}: {error.strerror}")
     words = []
     if (renewed or fork) and os.path.isdir("/run/systemd/system"):
-        words.append(_STALE_IN_FORK if fork else _STALE)
+        # Not while the first command is waiting for the processor, in what starts in half a second.
+        words.append(f"sleep 1; {_STALE_IN_FORK}" if fork else _STALE)
     if os.path.exists(_RETIRED):
         words.append(_NEW_KEYS.format(start=_START_RETIRED))
     elif _host_keys():
