@@ -144,26 +144,9 @@ def unpacked(package: str, pattern: str, folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_memtest86_counts_the_memory_it_was_given(boot: Boot, tmp_path: Path) -> None:
-    memtest = boot("memtest", unpacked("memtest86+", "usr/lib/memtest86+/*x64*.iso", tmp_path))
-    memtest.wait("Memory", 120)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_ipxe_shows_its_own_shell(boot: Boot, tmp_path: Path) -> None:
     ipxe = boot("ipxe", unpacked("ipxe", "usr/lib/ipxe/ipxe.iso", tmp_path))
     ipxe.wait("Press Ctrl-B", 120)
     ipxe.type("--keys", "ctrl-b")
     ipxe.wait("iPXE>", 60)
     assert ipxe.run("echo six times seven", "iPXE> ") == "six times seven"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_debians_installer_shows_its_first_screen(boot: Boot, tmp_path: Path) -> None:
-    package, pattern = "debian-installer-12-netboot-amd64", "**/text/**/mini.iso"
-    installer = boot("installer", unpacked(package, pattern, tmp_path))
-    installer.wait("Debian GNU/Linux installer", 120)
-    installer.type("--keys", "down", "enter")
-    installer.wait("Choose", 600)
