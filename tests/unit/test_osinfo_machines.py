@@ -75,9 +75,12 @@ def test_every_system_becomes_a_machine(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_windows_gets_all_that_was_chosen_for_it() -> None:
-    fitting, _ = own_os_hardware.choose(wish(os="win11"), disc())
+    fitting, warnings = own_os_hardware.choose(wish(os="win11"), disc())
     assert (fitting.hardware.clock, fitting.hardware.hyperv) == ("localtime", True)
-    assert (fitting.hardware.hpet, fitting.tpm, fitting.firmware) == (False, True, "uefi-secure")
+    assert (fitting.hardware.hpet, fitting.firmware) == (False, "uefi-secure")
+    # What it wants and cannot have is said, not left out silently.
+    assert not fitting.tpm
+    assert any("TPM" in warning for warning in warnings)
 
 
 def test_a_medium_for_another_processor_is_warned_of() -> None:
