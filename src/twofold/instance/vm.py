@@ -118,7 +118,7 @@ def vm_plan(
         cgroup=Cgroup(
             path=place.cgroup,
             cpus=spec.cpus,
-            memory_bytes=memory + built.overhead_bytes + memory // 8,
+            memory_bytes=_group_memory(memory, built.overhead_bytes, birth),
             pids=QEMU_PIDS,
             devices=device_rules(parts.accelerator),
         ),
@@ -151,6 +151,14 @@ def vm_plan(
 def doors(hardware: str) -> tuple[str, ...]:
     """The sockets that users may come to: every machine has a serial line, not each a screen."""
     return ("serial", "vnc") if profiles.get(hardware).has_screen else ("serial",)
+
+
+def _group_memory(memory: int, overhead: int, birth: str) -> int:
+    """Of the sandbox. A fork is charged twice for a page that its template never used: for its own
+    copy, and, when it is the first to ask for it, for the page that appears in the template's file.
+    """
+    shared = 0 if birth in ("boot", "template") else memory
+    return memory + shared + overhead + memory // 8
 
 
 def device_rules(accelerator: str) -> tuple[str, ...]:
