@@ -22,7 +22,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs root (namespaces, bridge, cgroups)"))
         if item.get_closest_marker("shared") and shared_dir is None:
             item.add_marker(pytest.mark.skip(reason=SHARED_ABSENT))
-        item.add_marker(pytest.mark.xdist_group(_stream(item)))
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    # Here, and not above: who distributes the tests reads the group before that is called.
+    item.add_marker(pytest.mark.xdist_group(_stream(item)))
 
 
 def _stream(item: pytest.Item) -> str:
