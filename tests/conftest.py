@@ -10,6 +10,12 @@ CLONE = Path(__file__).resolve().parents[1]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+    parser.addoption(
+        "--half",
+        choices=("one-twofold", "rest"),
+        help="only the tests that share the session's Twofold, or only the others; scripts/test "
+        "runs both at once",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -22,19 +28,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs root (namespaces, bridge, cgroups)"))
         if item.get_closest_marker("shared") and shared_dir is None:
             item.add_marker(pytest.mark.skip(reason=SHARED_ABSENT))
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    # Here, and not above: who distributes the tests reads the group before that is called.
-    item.add_marker(pytest.mark.xdist_group(_stream(item)))
-
-
-def _stream(item: pytest.Item) -> str:
-    """Which tests run after one another when several processes test at once: all those that share
-    the session's Twofold, and otherwise those of one file."""
-    if "twofold_root" in getattr(item, "fixturenames", ()):
-        return "the session's twofold"
-    return str(item.path)
+    if half := config.getoption("--half"):
+        halves: tuple[list[pytest.Item], list[pytest.Item]] = ([], [])
+        for item in items:
+            halves["twofold_root" in getattr(item, "fixturenames", ())].append(item)
+        rest, one_twofold = halves
+        chosen, others = (one_twofold, rest) if half == "one-twofold" else (rest, one_twofold)
+        config.hook.pytest_deselected(items=others)
+        items[:] = chosen
 
 
 SHARED_ABSENT = (
