@@ -85,14 +85,16 @@ def boot(spec: machine.MachineSpec, bundle: KernelBundle, root: str) -> Iterator
             stack.callback(os.close, fds[file.name])
         agent, agent_theirs = socket.socketpair()
         serial, serial_theirs = socket.socketpair()
+        inner, inner_theirs = socket.socketpair()
         qmp = socket.socket(socket.AF_UNIX)
         qmp.bind("")  # an abstract name of the kernel's choice
         qmp.listen(1)
-        for sock in (agent, agent_theirs, serial, serial_theirs, qmp):
+        for sock in (agent, agent_theirs, serial, serial_theirs, inner, inner_theirs, qmp):
             stack.enter_context(sock)
         fds |= {
             "agent": agent_theirs.fileno(),
             "serial": serial_theirs.fileno(),
+            "inner": inner_theirs.fileno(),
             "qmp": qmp.fileno(),
         }
         argv = [re.sub(r"\{fd:(\w+)\}", lambda m: str(fds[m[1]]), word) for word in built.argv]

@@ -24,7 +24,7 @@ _MIB = 1 << 20
 # What QEMU itself may need on top of the guest's memory: translated code, device state, stacks.
 TCG_CODE_BYTES = 256 * _MIB
 HYPERVISOR_BYTES = 96 * _MIB
-MINIMUM_MEMORY_BYTES = 128 * _MIB
+MINIMUM_MEMORY_BYTES = 144 * _MIB
 
 BIRTHS = ("boot", "template", "fork", "copy", "resume")
 # What of a command line a saved state depends on, and the NIC's own address, which it brings.

@@ -289,8 +289,9 @@ def _watch_it_grow(
     channel.expect(sync, "mounted", warn=session.warn)
     fault.point("create-mounted")
     _run_runtime_hooks(plan, sync, record)
-    # While it pivots, unless it has hooks to run: those are not the container's to pay for.
-    early = "createContainer" not in plan.hooks
+    # While it pivots, unless it has hooks to run, which are not the container's to pay for, or a
+    # terminal to open: version 1 takes all devices away before it gives some back.
+    early = "createContainer" not in plan.hooks and not plan.process.terminal
     if early:
         _limit(plan, made, session)
     terminal = -1
