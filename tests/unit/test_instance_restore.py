@@ -10,6 +10,7 @@ from fake_house import FakeHouse
 
 from twofold.instance import restoring
 from twofold.instance.record import Record
+from twofold.instance.templates import TemplateDesk
 from twofold.model.instance import InstanceSpec, State
 from twofold.operations import Operation
 
@@ -149,6 +150,33 @@ async def test_a_lost_database_is_rebuilt_from_the_directories(tmp_path: Path) -
         assert house.manager.find("runs").network == running.network
         assert any("could not be read" in warning for warning in report.warnings)
         assert set(house.store.rows) == {running.id, stopped.id}
+
+
+@pytest.mark.parametrize("known", ["nothing", "not since when"])
+async def test_a_rebuilt_machine_keeps_its_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str
+) -> None:
+    """A fork of a template begins with the template's disk: only a new machine may be one."""
+    forked: list[str] = []
+
+    async def fork(_: TemplateDesk, record: Record, *__: object) -> None:
+        forked.append(record.name)
+
+    monkeypatch.setattr(TemplateDesk, "fork", fork)
+    async with FakeHouse(tmp_path) as house:
+        record = await run(house, name="web", isolation="vm")
+        assert forked == ["web"], "the first start is a fork"
+        await house.manager.lifecycle.stop(record, Operation("stop"))
+        if known == "nothing":
+            house.store.rows.clear()
+        else:
+            house.store.rows[record.id]["started_at"] = None
+        await reborn(house)
+        found = house.manager.find("web")
+        assert (found.state, found.id) == (State.STOPPED, record.id)
+        await house.manager.lifecycle.start(found, Operation("start"))
+        assert found.state is State.RUNNING
+        assert forked == ["web"], "what it had written would be gone"
 
 
 async def test_a_row_that_makes_no_sense_is_left_alone_and_said(tmp_path: Path) -> None:

@@ -60,6 +60,10 @@ class Lifecycle:
             states.check("start", record.state, record.name)
             self._forget_restart(record)
             before = record.state
+            if before is not State.CREATED and record.started_at is None:
+                # Its row does not say since when, but it has run: its disk is its own, and must
+                # not be replaced by a template's.
+                record.change(started_at=record.created_at)
             record.cancel_start = operation.cancel
             record.exit_event = None
             # Not awaited: the next write of this row is queued behind it.

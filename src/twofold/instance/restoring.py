@@ -140,6 +140,8 @@ def read_facts(path: str) -> Record:
         address=network.address if network else None,
         mac=network.mac if network else None,
         created_at=str(facts["created_at"]),
+        # Nobody knows whether it ever ran: its disk may be full of a user's data.
+        started_at=str(facts["created_at"]),
         state=State.STOPPED,
     )
 
