@@ -89,6 +89,7 @@ Q = [
     ("version 1", ((4, ">I", 1),), "qcow version 1"),
     ("version 9", ((4, ">I", 9),), "qcow version 9"),
     ("backing offset alone", ((8, ">Q", 1 << 40),), "difference to another file, ''"),
+    ("backing past 63 bits", ((8, ">QI", b"\xff" * 12),), "difference to another file, ''"),
     ("backing length alone", ((16, ">I", 0xFFFFFFFF),), "difference to another file"),
     ("clusters of 256", ((20, ">I", 8),), "2\\^8 bytes"),
     ("clusters of 4 MiB", ((20, ">I", 22),), "2\\^22 bytes"),

@@ -30,8 +30,9 @@ class Source:
         return data
 
     def glance(self, offset: int, length: int) -> bytes:
-        """What is there of it; for looking whether something is."""
-        return os.pread(self.fd, length, offset) if offset >= 0 else b""
+        """What is there of it; for looking whether something is. Beyond the end nothing is, also
+        where an offset is larger than any that the kernel takes."""
+        return os.pread(self.fd, length, offset) if 0 <= offset <= self.size_bytes else b""
 
     def refuse(self, why: str, *, hint: str = "") -> InvalidInput:
         return InvalidInput(f"{self.shown!r} is refused: {why}", hint=hint)
