@@ -257,6 +257,39 @@ def test_vhdx_items(store, tmp_path, good, monkeypatch) -> None:
     refused(store, tmp_path, patched(data, *twice), "two of its blocks are the same", monkeypatch)
 
 
+def test_vhdx_of_few_bytes_and_millions_of_blocks(store, tmp_path, good, monkeypatch) -> None:
+    """Its size costs nothing, its table compresses to nothing: memory must not follow either."""
+    data, entries = good["vhdx"], 2 << 20
+    (regions,) = (
+        R1 + 16 + number * 32
+        for number in range(2)
+        if data[R1 + 16 + number * 32 :][:16] == vhdx._BAT
+    )
+    metadata = {
+        guid: META + at
+        for guid, at, _ in struct.iter_unpack("<16sII8x", data[META + 32 : META + 32 + 160])
+    }
+    where = -(-len(data) // MIB) * MIB
+    patches = (
+        *both(regions + 16, "<Q", where),
+        *both(regions + 24, "<I", entries * 8),
+        (metadata[vhdx._PARAMETERS], "<I", MIB),
+        (metadata[vhdx._SIZE], "<Q", entries * MIB - MIB * 1024),
+    )
+    table = struct.pack("<Q", 6 | 8 << 20) * entries
+    hostile = patched(data, *patches).ljust(where, b"\0") + table
+    refused(store, tmp_path, hostile, "two of its blocks are the same", monkeypatch)
+
+
+def test_qcow2_of_more_tables_than_bytes(store, tmp_path, good, monkeypatch) -> None:
+    """The first-level table of 8 MiB names a million others, each of them another."""
+    table = struct.pack(">1048576Q", *range(1 << 16, (1 << 36) + 1, 1 << 16))
+    where = -(-len(good["qcow2"]) // 65536) * 65536
+    patches = ((36, ">I", len(table) // 8), (40, ">Q", where))
+    hostile = patched(good["qcow2"], *patches).ljust(where, b"\0") + table
+    refused(store, tmp_path, hostile, "or more second-level tables", monkeypatch)
+
+
 M = [
     ("version 9", ((4, "<I", 9),), "version 9"),
     ("no capacity", ((12, "<Q", 0),), "disk of 0 bytes"),

@@ -61,6 +61,16 @@ def require_distinct(source: Source, offsets: list[int], what: str) -> None:
         raise source.refuse(f"two of its {what}s are the same")
 
 
+def require_room(source: Source, count: int, each_bytes: int, what: str) -> None:
+    """Whether so many can lie side by side in the file: told before all of them are remembered."""
+    if count * each_bytes > source.size_bytes:
+        raise source.refuse(
+            f"it would have {count} or more {what}s of {each_bytes} bytes each, "
+            f"and the file has {source.size_bytes}",
+            hint=CUT_OFF,
+        )
+
+
 def require_within(source: Source, offset: int, length: int, what: str) -> None:
     if offset < 0 or offset + length > source.size_bytes:
         raise source.refuse(

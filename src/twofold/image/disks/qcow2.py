@@ -209,6 +209,7 @@ def _walk(source: Source, fields: _Fields, progress: Progress) -> int:
         what="first-level table",
     ):
         l2_offsets += [offset for entry in piece if (offset := entry & _OFFSET_MASK)]
+        headers.require_room(source, len(l2_offsets), cluster, "second-level table")
     headers.require_distinct(source, l2_offsets, "second-level table")
     mapped = 0
     for number, offset in enumerate(l2_offsets):

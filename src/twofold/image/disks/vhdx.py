@@ -5,6 +5,7 @@ format: Microsoft's [MS-VHDX]. Checksums are left to QEMU, which checks them too
 """
 
 import struct
+from array import array
 from dataclasses import dataclass
 
 from twofold.image.disks import header as headers
@@ -142,16 +143,26 @@ def _walk(
         raise source.refuse(
             f"its block table has {bat.length} bytes where {entries * 8} are needed"
         )
-    offsets: list[int] = []
+    # One byte for each place in the file where a block has room: what does not overlap another
+    # has a place of its own, so a small file is not followed for long nor remembered in much.
+    places = source.size_bytes // block_bytes + 1
+    if places > _MAX_BAT_ENTRIES:
+        raise source.refuse(f"the file has {source.size_bytes} bytes, more than any disk needs")
+    taken = bytearray(places)
+    count = 0
     for piece in headers.table(
         source, bat.offset, entries, code="Q", big_endian=False, what="block table"
     ):
         progress(None, "looking at its block table")
-        offsets += [entry >> 20 << 20 for entry in piece if entry & 7 == _FULLY_PRESENT]
-    if offsets:
-        headers.require_distinct(source, offsets, "block")
-        headers.require_within(source, max(offsets), block_bytes, "block")
-    return len(offsets) * block_bytes
+        present = array("Q", (entry >> 20 << 20 for entry in piece if entry & 7 == _FULLY_PRESENT))
+        if present:
+            headers.require_within(source, max(present), block_bytes, "block")
+        for offset in present:
+            if taken[offset // block_bytes]:
+                raise source.refuse("two of its blocks are the same or overlap")
+            taken[offset // block_bytes] = 1
+        count += len(present)
+    return count * block_bytes
 
 
 def _differencing(source: Source) -> Exception:

@@ -158,6 +158,7 @@ def _walk(source: Source, fields: _Fields, progress: Progress) -> int:
         what="grain directory",
     ):
         tables += [entry for entry in piece if entry]
+        headers.require_room(source, len(tables), fields.entries_per_table * 4, "grain table")
     headers.require_distinct(source, tables, "grain table")
     grains = 0
     for number, sector in enumerate(tables):
