@@ -75,8 +75,8 @@ class Refitting:
         draft = f"{path}.next"
         if name:
             await self._wall.put_disc(name, draft, operation)
-        await self._swap(record, "cdrom0", draft if name else "", path, read_only=True)
-        await self._save(record, {"cdrom": [name, *record.spec.cdrom[1:]]})
+        named = {"cdrom": [name, *record.spec.cdrom[1:]]}
+        await self._swap(record, "cdrom0", draft if name else "", path, named, read_only=True)
 
     async def _change_floppy(self, record: Record, name: str, operation: Operation) -> None:
         path = own_os.floppy_file(self._directory(record))
@@ -87,26 +87,34 @@ class Refitting:
         draft = f"{path}.next"
         if name:
             await self._wall.put_floppy(name, draft, operation)
-        await self._swap(record, "floppy0", draft if name else "", path, read_only=False)
         # Empty, the drive stays: a machine that lost it could not be given a disk while it runs.
-        await self._save(record, {"floppy": name})
+        named = {"floppy": name}
+        await self._swap(record, "floppy0", draft if name else "", path, named, read_only=False)
 
     async def _swap(
-        self, record: Record, drive: str, draft: str, path: str, *, read_only: bool
+        self,
+        record: Record,
+        drive: str,
+        draft: str,
+        path: str,
+        named: dict[str, Any],
+        *,
+        read_only: bool,
     ) -> None:
-        """Into the drive first, because QEMU may refuse; then to where the next start looks."""
+        """Into the drive first, because QEMU may refuse; then to where the next start looks, and
+        ``named`` into the record: which never names a medium that is not there."""
         try:
             if record.active:
                 socket = f"{self._rooms.paths.instance_run(record.id)}/qmp.sock"
                 await media.change(socket, drive, draft, read_only=read_only)
             if draft:
                 os.rename(draft, path)
-            else:
+            await self._save(record, named)
+            if not draft:
                 own_os_files.remove(path)
-        except BaseException:
-            if draft:
+        finally:
+            if draft:  # a rename to another name of the same file leaves both
                 own_os_files.remove(draft)
-            raise
 
     # -- hardware -----------------------------------------------------------------------------
 

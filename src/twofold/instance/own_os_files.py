@@ -43,11 +43,13 @@ def copy_of(source: str, path: str) -> None:
 def link_to(source: str, path: str) -> None:
     """The store's own file under another name; a copy where the two are on different disks."""
     temporary = f"{path}.new"
+    remove(temporary)
     try:
         os.link(source, temporary)
     except OSError:
         disk.copy(source, temporary)
     os.rename(temporary, path)
+    remove(temporary)  # where both were names of one file, the rename did nothing
 
 
 def remove(path: str) -> None:
