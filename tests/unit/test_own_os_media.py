@@ -4,14 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
-from fake_house import FakeHouse
+from fake_house import IMAGE, FakeHouse
 
 from twofold.instance import own_os, own_os_files
 from twofold.instance.facts import write_facts
 from twofold.instance.own_os_changes import Refitting
 from twofold.instance.own_os_wall import OwnOsWall
 from twofold.instance.record import Record
-from twofold.model.instance import InstanceChange, InstanceSpec
+from twofold.model.image import ImageKind
+from twofold.model.instance import DiskWish, InstanceChange, InstanceSpec
 from twofold.operations import Operation
 
 
@@ -67,6 +68,31 @@ async def test_a_disc_leaves_only_after_the_record_knows(
         await refitting.change(record, InstanceChange(cdrom=""), Operation("set"))
         assert record.spec.cdrom == [""]
         assert not (directory / "cdrom-0.iso").exists()
+
+
+async def test_a_new_machine_is_on_the_disk_before_it_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No power is cut here: what is seen is that the system is asked, with every file there."""
+    asked: list[list[str]] = []
+
+    def syncfs(fd: int) -> None:
+        asked.append(sorted(os.listdir(fd)))
+
+    monkeypatch.setattr(own_os_files, "syncfs", syncfs)
+    async with FakeHouse(tmp_path) as house:
+        disc = IMAGE.model_copy(update={"kind": ImageKind.CDROM})
+        file = tmp_path / "disc.iso"
+        file.write_bytes(b"disc")
+
+        async def disk_file(*_: object) -> str:
+            return str(file)
+
+        monkeypatch.setattr(house.images, "find", lambda _: disc)
+        monkeypatch.setattr(house.images, "disk_file", disk_file)
+        wish = InstanceSpec(image="alpine", disks=[DiskWish(size_bytes=1 << 20)])
+        await house.manager.create(wish, Operation("create"))
+        assert asked == [["cdrom-0.iso", "disk-0.img", "hardware.json", "logs", "spec.json"]]
 
 
 def test_a_link_is_made_over_what_a_crash_left(tmp_path: Path) -> None:

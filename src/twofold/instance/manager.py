@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from twofold.errors import Conflict, NoSpace, TwofoldError
-from twofold.instance import architecture, names, own_os, states
+from twofold.instance import architecture, names, own_os, own_os_files, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.exposure import Exposer
 from twofold.instance.facts import write_facts
@@ -110,6 +110,8 @@ class InstanceManager:
                 if facts:
                     await self.records.save(record, facts=facts, spec=own_os.fitted(spec, facts))
                 write_facts(record, directory)
+                if record.has_own_os:  # its disks may be all that there is of a system
+                    await asyncio.to_thread(own_os_files.make_durable, directory)
             except OSError as error:
                 raise _no_room(error, directory) from error
             undo.pop_all()

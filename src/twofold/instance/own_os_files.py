@@ -13,6 +13,7 @@ import stat
 
 from twofold.errors import Conflict, InvalidInput, NoSpace, TwofoldError
 from twofold.instance.own_os import Fitting, fitting_from_dict
+from twofold.linux.syncfs import syncfs
 from twofold.storage import disk
 
 MOST_BYTES = 64 << 40
@@ -60,11 +61,22 @@ def remove(path: str) -> None:
 
 
 def write_fitting(directory: str, fitting: Fitting) -> None:
-    """Atomic. Raises OSError."""
+    """Atomic, also for a power cut. Raises OSError."""
     temporary = f"{directory}/{_FITTING}.new"
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(fitting.to_dict(), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
     os.rename(temporary, f"{directory}/{_FITTING}")
+
+
+def make_durable(directory: str) -> None:
+    """A new machine's directory, with all that is in it, survives a power cut. Raises OSError."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syncfs(fd)  # disks, NVRAM, logs and the names of all of them, at once
+    finally:
+        os.close(fd)
 
 
 def read_fitting(directory: str) -> Fitting:
