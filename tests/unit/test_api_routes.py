@@ -103,7 +103,7 @@ async def test_a_failed_operation_as_lines(client: httpx.AsyncClient, house: Fak
         (b'{"spec": {"image": "a"}, "extra": 1}', "extra: there is no such field"),
         (b'{"spec": {"image": "a", "nmae": "x"}}', "spec.nmae"),
         (b'{"spec": {"image": "a", "name": "-rf"}}', "'-rf'"),
-        (b'{"spec": {"image": "a", "name": "a/../b"}}', "spec.name"),
+        (b'{"spec": {"image": "a", "name": "a/../b"}}', "'a/../b' cannot be a name"),
         (b'{"spec": {"image": "a", "hostname": "x\\ny"}}', "spec.hostname"),
         (b'{"spec": {"image": "a", "memory_bytes": 1}}', "spec.memory_bytes"),
         (b'{"spec": {"image": "a", "ports": [{"host_port": 99999, "guest_port": 1}]}}', "99999"),
@@ -262,3 +262,17 @@ async def test_the_shapes_of_the_new_verbs_are_published(client: httpx.AsyncClie
     for name in ("InstanceChange", "Use", "ProcessInfo", "Exposure", "Barrier"):
         assert name in shapes["components"]["schemas"]
     assert "patch" in shapes["paths"]["/v1/instances/{name}"]
+
+
+async def test_what_cannot_be_a_name_is_told_in_words(client: httpx.AsyncClient) -> None:
+    await client.post("/v1/instances", json=RUN)
+    for path, body, hint in (
+        ("/v1/instances", {"spec": {"image": "alpine", "name": "a b"}}, "--name a-b"),
+        ("/v1/instances/web/snapshots", {"name": "before: it"}, "before-it"),
+        ("/v1/instances/web/fork", {"name": "../x"}, "--name x"),
+    ):
+        reply = await client.post(path, json=body)
+        error = problem(reply)
+        assert (reply.status_code, error["code"]) == (400, "invalid_input"), path
+        assert "cannot be a name: it has 1 to 63 of the characters a-z" in error["message"]
+        assert error["hint"] == hint

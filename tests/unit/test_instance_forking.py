@@ -1,11 +1,16 @@
-"""What a fork of a machine is given: what its parent has, not what it was promised."""
+"""What a fork of a machine is given (what its parent has, not what it was promised), and names."""
+
+from pathlib import Path
 
 import pytest
+from fake_house import FakeHouse
 
+from twofold.errors import InvalidInput
 from twofold.instance import vm
 from twofold.instance.forking import spec_in_force
 from twofold.instance.record import Record
 from twofold.model.instance import InstanceSpec, Isolation
+from twofold.operations import Operation
 
 
 def running(spec: InstanceSpec, **facts: object) -> Record:
@@ -33,3 +38,20 @@ def test_a_fork_has_what_its_parent_has(
     assert (vm.memory_bytes(found) >> 20, vm.virtual_cpus(found)) == (memory_mib, vcpus)
     if promised.get("cpus") == 1.5:
         assert found.cpus == 1.5, "the share of its processors is kept"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("pattern", ["", "a b", "ü", "..", "../x", "x/{n}", "-{n}", "x" * 64])
+async def test_what_is_no_name_is_refused_before_anything_is_touched(
+    tmp_path: Path, pattern: str, count: int
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        spec = InstanceSpec(image="alpine", command=["sleep"], name="web")
+        parent = await house.manager.run(spec, Operation("run"))
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(InvalidInput) as caught:
+            await house.manager.forks.fork(parent, Operation("fork"), count=count, pattern=pattern)
+        assert "cannot be a name" in caught.value.message
+        assert caught.value.hint.startswith("--name ")
+        assert sorted(tmp_path.rglob("*")) == before
+        assert [record.name for record in house.manager.records] == ["web"]

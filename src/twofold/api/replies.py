@@ -15,6 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from twofold.errors import InvalidInput, NotFound, TwofoldError, Unavailable
+from twofold.instance import names
+from twofold.model.instance import NAME_PATTERN
 from twofold.operations import Operation
 from twofold.operations.operation import unexpected
 
@@ -131,6 +133,9 @@ def invalid_input(problems: list[Any]) -> InvalidInput:
         value = f"{value[:_VALUE_LIMIT]}…"
     text = str(first.get("msg", "is not valid")).replace("\n", " ")
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first.get("ctx", {}).get("pattern") == NAME_PATTERN:
+        option = "--name " if field == "spec.name" else ""
+        return names.no_name(str(first.get("input")), option=option)
     message = f"{field}: {text[:1].lower()}{text[1:]}, not {value}{more}"
     if first.get("type") == "extra_forbidden":
         message = f"{field}: there is no such field{more}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from twofold.errors import IllegalState, InvalidInput, TwofoldError, Unsupported
 from twofold.hypervisor import standstill
-from twofold.instance import own_os, ownership, vm
+from twofold.instance import names, own_os, ownership, vm
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.record import Record
 from twofold.instance.trees import remove_tree
@@ -51,10 +51,10 @@ class Forks:
         """The forks, running. Raises InvalidInput, IllegalState, Unsupported."""
         if not 1 <= count <= MOST:
             raise InvalidInput(f"{count} forks: from 1 to {MOST} at a time", hint="--count 1")
-        names = self._names(parent, count, pattern)
+        chosen = self._names(parent, count, pattern)
         _check(parent)
         async with AsyncExitStack() as stack:
-            scratch = f"{self._rooms.paths.instances}/.fork-{parent.id}-{names[0]}"
+            scratch = f"{self._rooms.paths.instances}/.fork-{parent.id}-{chosen[0]}"
             os.mkdir(scratch, 0o700)
             stack.push_async_callback(remove_tree, scratch)
             if parent.is_vm:
@@ -62,19 +62,19 @@ class Forks:
             else:
                 await self._copy_files(parent, operation, scratch)
                 copied = None
-            return await self._bear(parent, names, copied, scratch, operation)
+            return await self._bear(parent, chosen, copied, scratch, operation)
 
     async def _bear(
         self,
         parent: Record,
-        names: list[str],
+        chosen: list[str],
         copied: Copied | None,
         scratch: str,
         operation: Operation,
     ) -> list[Record]:
         born: list[Record] = []
         try:
-            for name in names:
+            for name in chosen:
                 spec = spec_in_force(parent).model_copy(update={"name": name, "ports": []})
                 record = await self._manager.create(spec, operation)
                 born.append(record)
@@ -102,12 +102,15 @@ class Forks:
         return born
 
     def _names(self, parent: Record, count: int, pattern: str | None) -> list[str]:
-        """``pattern`` with ``{n}`` counted up; without one the parent's name is counted up."""
-        if pattern and "{n}" not in pattern:
+        """``pattern`` with ``{n}`` counted up; without one the parent's name is counted up.
+        Raises InvalidInput: names become paths."""
+        if pattern is None:
+            pattern = f"{parent.name}-{{n}}"
+        elif "{n}" not in pattern:
+            names.check(pattern)
             if count == 1:
                 return [pattern]
             pattern += "-{n}"
-        pattern = pattern or f"{parent.name}-{{n}}"
         taken, number = set(self._manager.records.names()), 0
         found: list[str] = []
         while len(found) < count:
@@ -116,7 +119,7 @@ class Forks:
             if name not in taken:
                 found.append(name)
         for name in found:
-            InstanceSpec(name=name, image="x")  # raises for a name that is none
+            names.check(name)
         return found
 
     async def _copy_machine(

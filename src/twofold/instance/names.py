@@ -1,7 +1,13 @@
-"""Names for instances whose owner gave none: an adjective and a noun. Pure."""
+"""Names: made for instances whose owner gave none (an adjective and a noun), and refused. Pure."""
 
+import re
 import secrets
 from collections.abc import Container
+
+from twofold.errors import InvalidInput
+from twofold.model.instance import NAME_PATTERN
+
+_NAME = re.compile(NAME_PATTERN)
 
 ADJECTIVES = (
     *("able", "amber", "bold", "brave", "brisk", "calm", "clever", "crisp", "eager", "early"),
@@ -33,3 +39,20 @@ def generate(taken: Container[str]) -> str:
         name = f"{secrets.choice(ADJECTIVES)}-{secrets.choice(NOUNS)}-{secrets.randbelow(1 << 20)}"
         if name not in taken:
             return name
+
+
+def check(name: str) -> None:
+    """Raises InvalidInput for what cannot be a name."""
+    if not _NAME.fullmatch(name):
+        raise no_name(name)
+
+
+def no_name(text: str, *, option: str = "--name ") -> InvalidInput:
+    """What is wrong with ``text``, with the nearest name as the hint, behind ``option``."""
+    near = re.sub(r"[^a-zA-Z0-9_.-]+", "-", text[:63]).strip("_.-") or "web-1"
+    shown = text if len(text) <= 80 else f"{text[:80]}…"
+    return InvalidInput(
+        f"{shown!r} cannot be a name: it has 1 to 63 of the characters a-z, A-Z, 0-9, '_', '.' "
+        "and '-', the first a letter or digit",
+        hint=f"{option}{near}",
+    )

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$")]
+NAME_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 # (`$` is the very end here: pydantic matches with Rust's regex, which has no `\Z`.)
 # No NUL or newline: these end up in files and argument lists that are read line by line.
 Line = Annotated[str, StringConstraints(pattern=r"^[^\x00\n\r]*$", max_length=4096)]
