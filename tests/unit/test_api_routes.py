@@ -276,3 +276,30 @@ async def test_what_cannot_be_a_name_is_told_in_words(client: httpx.AsyncClient)
         assert (reply.status_code, error["code"]) == (400, "invalid_input"), path
         assert "cannot be a name: it has 1 to 63 of the characters a-z" in error["message"]
         assert error["hint"] == hint
+
+
+@pytest.mark.parametrize("name", ["", "web%2Fsnapshots%2Fsnap-1", "web%2fsnapshots", "%2F", "a%2F"])
+async def test_a_name_does_not_choose_the_route(
+    client: httpx.AsyncClient, house: FakeHouse, name: str
+) -> None:
+    await client.post("/v1/instances", json=RUN)
+    await client.post("/v1/instances/web/stop")
+    await client.post("/v1/instances/web/snapshots", json={"name": "snap-1"})
+    for method, path in (
+        ("GET", f"/v1/instances/{name}"),
+        ("DELETE", f"/v1/instances/{name}"),
+        ("POST", f"/v1/instances/{name}/stop"),
+        ("DELETE", f"/v1/instances/web/snapshots/{name}"),
+        ("DELETE", f"/v1/templates/{name}"),
+    ):
+        reply = await client.request(method, path)
+        assert reply.status_code == (404 if "%" in path else 400), path
+        assert ("it has a slash" if "%" in path else "is empty") in problem(reply)["message"]
+    left = (await client.get("/v1/instances/web/snapshots")).json()
+    assert [one["name"] for one in left] == ["snap-1"]
+
+
+async def test_a_name_of_an_image_has_slashes(client: httpx.AsyncClient) -> None:
+    reply = await client.get("/v1/images/docker.io%2Flibrary%2Fnosuch%3A1")
+    assert (reply.status_code, problem(reply)["code"]) == (404, "not_found")
+    assert "nosuch" in problem(reply)["message"]

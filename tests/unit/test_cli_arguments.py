@@ -42,6 +42,36 @@ def test_every_example_parses(
             spec.build(args)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        *(
+            (f"{verb} ''", "NAME is empty")
+            for verb in ("show", "rm", "rm -f", "stop", "exec", "logs")
+        ),
+        ("rm web ''", "NAME is empty"),
+        ("snapshot rm web ''", "SNAPSHOT is empty"),
+        ("snapshot create web ''", "SNAPSHOT is empty"),
+        ("template rm ''", "KEY is empty"),
+        ("image show ''", "IMAGE is empty"),
+        ("rm web/snapshots/snap-1", "'web/snapshots/snap-1' is no NAME: it has a slash"),
+        ("show web/snapshots", "'web/snapshots' is no NAME: it has a slash"),
+        ("snapshot rm web a/restore", "'a/restore' is no SNAPSHOT: it has a slash"),
+        ("set web/start cpus=1", "'web/start' is no NAME: it has a slash"),
+    ],
+)
+def test_what_is_no_name_is_refused_before_any_request(line: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(line)
+    assert caught.value.message == said
+    assert caught.value.hint.startswith("twofold ")
+
+
+def test_names_of_images_and_changes_have_slashes() -> None:
+    assert parse("image rm docker.io/library/x:1").names == ["docker.io/library/x:1"]
+    assert parse("set box cdrom=/tmp/a.iso").names == ["box", "cdrom=/tmp/a.iso"]
+
+
 def test_every_verb_has_examples_and_help() -> None:
     for verb, (_, help_line) in main.VERBS.items():
         module, parser = main.load(verb)

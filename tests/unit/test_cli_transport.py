@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from fake_twofold import FakeTwofold, chunked, ndjson, reply
 
+from twofold.client.shapes import at
 from twofold.client.transport import Client, percent, url
-from twofold.errors import Conflict, TwofoldError, Unavailable
+from twofold.errors import Conflict, InvalidInput, TwofoldError, Unavailable
 from twofold.model.paths import Paths
 
 
@@ -69,6 +70,14 @@ def test_urls_are_one_segment_per_name() -> None:
     assert url("instances", "é", tail=3, follow=False, since=None) == (
         "/v1/instances/%C3%A9?tail=3"
     )
+
+
+def test_the_sdk_has_no_paths_that_lead_elsewhere() -> None:
+    assert at("images", "docker.io/x:1", "verify") == "/v1/images/docker.io%2Fx%3A1/verify"
+    for name in ("", ".", "..", "a/b", "/"):
+        for segments in (("instances", name), ("instances", "web", "snapshots", name)):
+            with pytest.raises(InvalidInput, match="is no name"):
+                at(*segments)
 
 
 def test_one_connection_serves_many_calls(fake: FakeTwofold, client: Client) -> None:

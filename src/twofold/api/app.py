@@ -39,6 +39,8 @@ def create_app(services: Services) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        # An empty name would be redirected to the list, and clients do not follow.
+        redirect_slashes=False,
     )
     app.state.services = services
     app.add_middleware(Limits)

@@ -1,13 +1,16 @@
 """What a request may weigh, and from where it may come. Pure ASGI: no copy, no buffering.
 
-A body is at most 1 MiB, except an archive that is streamed. A browser is refused: the socket is
+A body is at most 1 MiB, except an archive that is streamed. A name in a path is one segment: what
+is decoded after that must not choose another route. A browser is refused: the socket is
 local, and a page that reaches it through a proxy has no business here.
 """
+
+from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from twofold.api.replies import error_reply
-from twofold.errors import Forbidden, InvalidInput
+from twofold.errors import Forbidden, InvalidInput, NotFound, TwofoldError
 
 BODY_LIMIT_BYTES = 1 << 20
 HEADER_LIMIT_BYTES = 32 << 10
@@ -53,7 +56,7 @@ class Limits:
         if taken > BODY_LIMIT_BYTES:
             await error_reply(_too_large())(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> Forbidden | InvalidInput | None:
+    def _refusal(self, scope: Scope) -> TwofoldError | None:
         for name, value in scope["headers"]:
             if name == b"origin":
                 return Forbidden(
@@ -67,7 +70,23 @@ class Limits:
             if name == b"content-length" and not _is_stream(scope):
                 if not value.isdigit() or int(value[:20]) > BODY_LIMIT_BYTES:
                     return _too_large()
-        return None
+        return _bad_name(scope)
+
+
+def _bad_name(scope: Scope) -> TwofoldError | None:
+    """Routes are chosen by the decoded path, where the ``%2F`` of a name looks like a separator:
+    removing instance ``a%2Fsnapshots%2Fb`` would remove a snapshot. Only names of images (and
+    systems) have slashes, and their routes take all that follows."""
+    segments: list[bytes] = (scope.get("raw_path") or b"").split(b"/")
+    for segment in segments[3:]:
+        if not segment:
+            return InvalidInput("the name is empty", hint="twofold list --all")
+        if b"%2f" in segment.lower() and segments[2] not in (b"images", b"os"):
+            return NotFound(
+                f"{unquote(segment.decode('latin-1'))[:80]!r} is no name: it has a slash",
+                hint="twofold list --all",
+            )
+    return None
 
 
 def _is_stream(scope: Scope) -> bool:

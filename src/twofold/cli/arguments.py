@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 MEMORY_MINIMUM = 4 << 20
+_NAMES = ("NAME", "SNAPSHOT", "KEY")  # the words for what has no slash, unlike an image
 # What people know from other tools under another name, or what is not here for a reason.
 FOREIGN = {
     "--privileged": "name what it needs: --cap-add, --device, --security-opt; or --system, or --vm",
@@ -119,7 +120,24 @@ class Parser(argparse.ArgumentParser):
             self._refuse_extra(extra)
         if self.words_before_rest:
             args.command = rest
+        self._check_names(args)
         return args
+
+    def _check_names(self, args: argparse.Namespace) -> None:
+        """An empty one, or one with a slash, would be another path of the API."""
+        for action in self.positional_actions():
+            found = getattr(args, action.dest, None)
+            for word in [found] if isinstance(found, str) else found or ():
+                if not word and action.metavar in (*_NAMES, "IMAGE", "OS"):
+                    raise UsageError(
+                        f"{action.metavar} is empty", hint=f"twofold {self.verb} --help"
+                    )
+                slash = "/" in word.partition("=")[0] and not self.verb.startswith("image ")
+                if slash and action.metavar in _NAMES:
+                    raise UsageError(
+                        f"{word!r} is no {action.metavar}: it has a slash",
+                        hint=f"twofold {self.verb} --help",
+                    )
 
     def option_actions(self) -> dict[str, argparse.Action]:
         """Every spelling of every option, for completion and the reference."""

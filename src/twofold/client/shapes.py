@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from twofold.errors import TwofoldError, Unavailable, from_dict
+from twofold.errors import InvalidInput, TwofoldError, Unavailable, from_dict
 from twofold.model.instance import InstanceSpec
 from twofold.model.paths import Paths
 
@@ -27,6 +27,12 @@ class Completed:
 
 
 def at(*segments: str) -> str:
+    """The path of an endpoint. Raises InvalidInput for a name that could lead to another one: httpx
+    resolves ``..``, and routes are chosen by the decoded path."""
+    for segment in segments[1:]:
+        slash = "/" in segment and segments[0] not in ("images", "os")
+        if segment in ("", ".", "..") or slash:
+            raise InvalidInput(f"{segment[:80]!r} is no name", hint="twofold list --all")
     return "/v1/" + "/".join(quote(segment, safe="") for segment in segments)
 
 
