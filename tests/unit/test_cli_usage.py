@@ -156,3 +156,17 @@ def test_stats_go_on_until_interrupted(fake: FakeTwofold) -> None:
 )
 def test_clock(elapsed_s: float, shown: str) -> None:
     assert clock(elapsed_s) == shown
+
+
+def test_rm_by_force_names_only_what_it_removed(fake: FakeTwofold) -> None:
+    gone = {"error": {"code": "not_found", "message": "no instance 'nosuch'", "hint": ""}}
+    fake.replies["DELETE", "/v1/instances/nosuch?force=true"] = lambda: iter(
+        [reply(gone, status=404)]
+    )
+    fake.replies["DELETE", "/v1/instances/web?force=true"] = lambda: ndjson(
+        {"type": "result", "result": None}
+    )
+    done = fake.run("rm", "-f", "nosuch", "web")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"web\n", b"")
+    done = fake.run("--json", "rm", "-f", "nosuch", "web")
+    assert (done.returncode, json.loads(done.stdout)) == (0, [{"name": "web"}])

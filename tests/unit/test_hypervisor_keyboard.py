@@ -46,6 +46,7 @@ def test_what_has_no_key_is_refused_by_name(text: str, name: str) -> None:
         ("shift-tab", ("shift", "tab")),
         ("-", ("minus",)),
         ("ctrl--", ("ctrl", "minus")),
+        ("ctrl-alt--", ("ctrl", "alt", "minus")),
         ("ctrl-?", ("ctrl", "shift", "slash")),
         ("shift-?", ("shift", "slash")),
         ("pageup", ("pgup",)),
@@ -56,7 +57,8 @@ def test_chords(word: str, chord: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["", "ctrl-f99", "strg-c", "ctrl-é", "f13", "a-b-c-d-e", "enter\n"]
+    "word",
+    ["", "ctrl-f99", "strg-c", "ctrl-é", "f13", "a-b-c-d-e", "enter\n", "ctrl-", "ctrl-alt-", "--"],
 )
 def test_strange_chords_are_refused(word: str) -> None:
     with pytest.raises(InvalidInput):

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 from fake_house import FakeHouse
 
-from twofold.errors import Conflict, IllegalState, InvalidInput, NotFound, RuntimeFailed
+from twofold.errors import (
+    Conflict,
+    IllegalState,
+    InvalidInput,
+    NotFound,
+    RuntimeFailed,
+    Unsupported,
+)
 from twofold.instance import restart_policy
 from twofold.instance.record import Record
 from twofold.model.instance import InstanceSpec, Port, State
@@ -237,3 +244,15 @@ async def test_bad_wishes_are_refused_before_anything_is_made(tmp_path: Path) ->
         with pytest.raises(Conflict):
             await house.manager.create(wish, Operation("create"))
         assert house.left() == []
+
+
+async def test_an_operating_system_of_its_own_has_no_streams_to_attach_to(tmp_path: Path) -> None:
+    async with FakeHouse(tmp_path) as house:
+        wish = InstanceSpec(image="alpine", command=["sleep"], name="web")
+        record = await house.manager.run(wish, Operation("run"))
+        record.spec = record.spec.model_copy(update={"media": "disk"})
+        with pytest.raises(Unsupported) as caught:
+            await house.manager.sessions.attach(record, ticket="0" * 32)
+        assert "attach" not in house.keeper.calls
+        assert "twofold screen web" in caught.value.hint
+        record.spec = wish

@@ -187,3 +187,13 @@ async def test_a_row_that_makes_no_sense_is_left_alone_and_said(tmp_path: Path) 
         report = await reborn(house)
         assert any("'bad'" in warning for warning in report.warnings)
         assert house.manager.find("web").state is State.RUNNING
+
+
+async def test_the_ids_of_a_row_that_makes_no_sense_stay_taken(tmp_path: Path) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record = await run(house, name="web")
+        bad = record.id_base + 65536
+        house.store.rows["bad"] = {**house.store.rows[record.id], "id": "bad", "name": "bad"}
+        house.store.rows["bad"] |= {"spec": json.dumps({"image": 1}), "id_base": bad}
+        await reborn(house)
+        assert (await run(house, name="next")).id_base not in (record.id_base, bad)

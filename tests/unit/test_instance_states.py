@@ -21,6 +21,12 @@ def test_illegal_verb_names_state_verb_and_remedy(verb: str, state: State) -> No
     assert "{" not in caught.value.hint
 
 
+def test_what_runs_and_is_resumed_is_not_told_to_pause() -> None:
+    with pytest.raises(IllegalState) as caught:
+        check("resume", State.RUNNING, "web")
+    assert caught.value.hint == "it runs already; twofold show web"
+
+
 @pytest.mark.parametrize(("current", "target"), ILLEGAL_MOVES)
 def test_illegal_move(current: State, target: State) -> None:
     with pytest.raises(IllegalState):

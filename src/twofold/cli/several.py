@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+ABSENT = object()  # what an action returns when there was nothing of that name
+
+
 def configure(parser: Parser, *, everything: str = "", short: tuple[str, ...] = ("-a",)) -> None:
     """Add the names and, with ``everything`` as its help, ``--all``."""
     parser.add_argument(
@@ -71,6 +74,8 @@ def each(
             continue
         finally:
             progress.clear()
+        if result is ABSENT:
+            continue
         results.append(result if result is not None else {"name": name})
         if not args.json and not args.quiet:
             output.write_line(name)

@@ -82,7 +82,7 @@ def of_text(text: str) -> list[Chord]:
 def of_word(word: str) -> Chord:
     """``ctrl-alt-f2``, ``enter``, ``shift-tab``, ``ctrl-c``. Raises InvalidInput."""
     parts = word.split("-")
-    if word.endswith("-"):  # the key itself: "-", "ctrl--"
+    if word == "-" or word.endswith("--"):  # the key itself: "-", "ctrl--"
         parts = [*parts[:-2], "minus"]
     found: list[str] = []
     for part in parts:

@@ -207,6 +207,7 @@ class Records:
         self._store = store
         self._by_id: dict[str, Record] = {}
         self._by_name: dict[str, Record] = {}
+        self._id_bases_elsewhere: set[int] = set()
 
     def __iter__(self) -> Iterator[Record]:
         return iter(list(self._by_id.values()))
@@ -218,7 +219,11 @@ class Records:
         return self._by_name
 
     def id_bases(self) -> set[int]:
-        return {record.id_base for record in self._by_id.values()}
+        return {record.id_base for record in self._by_id.values()} | self._id_bases_elsewhere
+
+    def reserve(self, id_base: int) -> None:
+        """Never give out a range that a row has which is no record: the table holds it taken."""
+        self._id_bases_elsewhere.add(id_base)
 
     def addresses(self) -> set[str]:
         return {record.address for record in self._by_id.values() if record.address}

@@ -98,6 +98,8 @@ def _load_rows(manager: InstanceManager, rows: list[dict[str, Any]], report: Rep
                 f"the database's row of instance {row.get('name')!r} makes no sense and was left "
                 f"alone: {str(error).splitlines()[0]}"
             )
+            if isinstance(row.get("id_base"), int):
+                manager.records.reserve(row["id_base"])
 
 
 async def _load_directories(manager: InstanceManager, report: Report) -> None:

@@ -21,6 +21,7 @@ from twofold.errors import (
     TimedOut,
     TwofoldError,
     Unavailable,
+    Unsupported,
     from_dict,
 )
 from twofold.instance import own_os, states
@@ -126,6 +127,12 @@ class Sessions:
     async def attach(self, record: Record, *, ticket: str) -> None:
         """Join the stdio parked under ``ticket`` to what the payload reads and writes."""
         states.check("attach", record.state, record.name)
+        if record.has_own_os:
+            raise Unsupported(
+                f"cannot attach to {record.name!r}: an operating system of its own has a screen "
+                "and a console instead of streams",
+                hint=f"twofold screen {record.name}, or twofold console {record.name}",
+            )
         await self._keeper.call("attach", id=record.id, ticket=ticket)
 
     async def signal(self, record: Record, session: str, name: str) -> None:

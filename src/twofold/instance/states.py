@@ -58,7 +58,7 @@ _HINTS_BY_VERB: dict[tuple[str, State], str] = {
     ("copy", State.PAUSED): "twofold resume {name}: nothing inside runs while it is paused",
     ("start", State.RUNNING): "it runs already; twofold restart {name} starts it anew",
     ("pause", State.PAUSED): "it is paused already; twofold resume {name}",
-    ("resume", State.RUNNING): "only a paused instance resumes; twofold pause {name}",
+    ("resume", State.RUNNING): "it runs already; twofold show {name}",
     ("resume", State.STOPPED): "twofold start {name}",
     ("suspend", State.PAUSED): "twofold resume {name}, then suspend it",
     ("suspend", State.SUSPENDED): "it is suspended already; twofold resume {name}",

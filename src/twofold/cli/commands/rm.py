@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
             return several.operate(client, progress, "DELETE", path)
         except NotFound:
             if args.force:
-                return None
+                return several.ABSENT  # as wished; but nothing was removed
             raise
 
     return several.each(
