@@ -23,7 +23,9 @@ async def run(house: FakeHouse, **fields: Any) -> Record:
     return await house.manager.run(wish, Operation("run"))
 
 
-async def machine(house: FakeHouse, monkeypatch: pytest.MonkeyPatch) -> tuple[Record, list[str]]:
+async def machine(
+    house: FakeHouse, monkeypatch: pytest.MonkeyPatch, **fields: Any
+) -> tuple[Record, list[str]]:
     """One that runs, and whoever was told to go on."""
     went_on: list[str] = []
 
@@ -31,7 +33,7 @@ async def machine(house: FakeHouse, monkeypatch: pytest.MonkeyPatch) -> tuple[Re
         went_on.append(run_dir)
 
     monkeypatch.setattr(house.machines, "resume", resume)
-    return await run(house, isolation="vm", cold=True), went_on
+    return await run(house, isolation="vm", cold=True, **fields), went_on
 
 
 async def reborn(house: FakeHouse, **options: Any) -> restoring.Report:
@@ -211,13 +213,16 @@ async def test_a_container_that_was_frozen_to_be_copied_runs_on(tmp_path: Path) 
         assert house.manager.find("web").state is State.RUNNING
 
 
-async def test_a_machine_that_was_just_being_ended_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("auto_remove", [False, True])
+@pytest.mark.parametrize("sandbox", ["running", "ended"])
+async def test_a_machine_that_was_just_being_ended_is_ended_and_sleeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sandbox: str, auto_remove: bool
 ) -> None:
     async with FakeHouse(tmp_path) as house:
-        record, _ = await machine(house, monkeypatch)
+        record, _ = await machine(house, monkeypatch, auto_remove=auto_remove)
         sleep(house, record)
         house.store.rows[record.id]["state"] = "suspended"
+        house.keeper.sandboxes[record.id]["state"] = sandbox
         await reborn(house)
         assert house.manager.find("web").state is State.SUSPENDED
         assert not house.keeper.sandboxes

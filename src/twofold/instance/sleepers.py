@@ -5,6 +5,7 @@ The directory ``suspended`` of an instance says that it sleeps; a row may be old
     sandbox lives, row running      it stood still to be copied, or to be put to sleep: it runs on,
                                     and what was written of it is dropped
     sandbox lives, row suspended    it was just being ended: that is finished
+    sandbox ended, row suspended    it had just ended: it is let go of, and sleeps
     sandbox starts, row starting    it was just waking up: it is adopted, the moment is over
     no sandbox, fitting moment      it sleeps
     no sandbox, other moment        its disk has gone on since: the moment is dropped
@@ -73,7 +74,8 @@ async def settle(
     manager: "InstanceManager", record: Record, sandbox: dict[str, Any] | None
 ) -> bool:
     """One that does not run: whether it sleeps, and the row says so now."""
-    if not record.is_vm or (sandbox is not None and sandbox["state"] == "ended"):
+    ended = sandbox is not None and sandbox["state"] == "ended"
+    if not record.is_vm or (ended and record.state is not State.SUSPENDED):
         return False
     directory = manager.rooms.paths.instance_dir(record.id)
     files = SnapshotStore(directory)
@@ -87,6 +89,9 @@ async def settle(
         await manager.records.save(
             record, state=State.SUSPENDED, intent="stopped", pid=None, exit_code=None, error=None
         )
+        if ended:
+            # QEMU ended because it was put to sleep: no end of the machine, so never --rm.
+            await manager.lifecycle.discard_sandbox(record, ended=True)
         return True
     await asyncio.to_thread(files.wake_up)
     return False
