@@ -174,6 +174,39 @@ async def test_stop_discard_gives_the_memory_up(
         assert files(house, record).suspended() is None
 
 
+async def test_who_leaves_during_a_suspend_leaves_the_lock_when_it_sleeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record, _ = await machine(house, monkeypatch)
+        ending, may_end = asyncio.Event(), asyncio.Event()
+
+        async def capture(record: Record, directory: str, **options: Any) -> float:
+            keep_moment(directory, house.paths.instance_dir(record.id), "mind")
+            return 0.0
+
+        async def put_to_sleep(record: Record) -> None:
+            ending.set()
+            await may_end.wait()
+            record.change(state=State.SUSPENDED)
+
+        monkeypatch.setattr(house.manager.suspension, "capture", capture)
+        monkeypatch.setattr(house.manager.lifecycle, "put_to_sleep", put_to_sleep)
+        asking = asyncio.ensure_future(
+            house.manager.suspension.suspend(record, Operation("suspend"))
+        )
+        await ending.wait()
+        for _ in range(2):  # who is impatient asks twice
+            asking.cancel()
+            await house.settle()
+            assert record.lock.locked(), "another verb would meet a machine that is half asleep"
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert record.state is State.SUSPENDED
+        assert not record.lock.locked()
+
+
 # -- after a death ----------------------------------------------------------------------------
 
 

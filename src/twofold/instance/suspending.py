@@ -73,6 +73,20 @@ async def to_the_end(work: Callable[..., T], *args: Any) -> T:
         raise no_space(error) from error
 
 
+async def see_through(task: asyncio.Task[T]) -> T:
+    """The end of what was decided. A cancelled caller, who may hold the lock that ``task`` works
+    under, waits for it all the same and is cancelled then."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return task.result()
+
+
 def no_space(error: OSError) -> TwofoldError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace("no space left for it", hint="df -h; twofold snapshot rm NAME SNAPSHOT")
@@ -102,7 +116,7 @@ class Suspension:
             ending = self._rooms.scope.spawn(
                 self._lifecycle.put_to_sleep(record), name=f"suspend {record.name}", awaited=True
             )
-            await asyncio.shield(ending)
+            await see_through(ending)
 
     async def discard(self, record: Record) -> None:
         """Give up the memory of one that sleeps, as a power cut would: its next start boots."""
