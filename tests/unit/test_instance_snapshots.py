@@ -3,6 +3,8 @@
 import asyncio
 import os
 import shutil
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from twofold.instance import restoring, snapshots
 from twofold.instance.record import Record
 from twofold.model.instance import InstanceSpec, State
 from twofold.operations import Operation
-from twofold.storage.snapshots import SUSPENDED, SnapshotStore
+from twofold.storage.snapshots import SUSPENDED, Snapshot, SnapshotStore
 
 
 async def run(house: FakeHouse, **fields: Any) -> Record:
@@ -172,6 +174,84 @@ async def test_stop_discard_gives_the_memory_up(
         assert await waiting == 137
         assert record.state is State.STOPPED
         assert files(house, record).suspended() is None
+
+
+async def test_memory_that_was_left_in_a_stopped_one_can_be_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record, _ = await machine(house, monkeypatch)
+        await house.manager.lifecycle.stop(record, Operation("stop"))
+        with pytest.raises(IllegalState):
+            await house.manager.suspension.discard(record)
+        sleep(house, record)
+        os.utime(f"{house.paths.instance_dir(record.id)}/data.img", ns=(1, 1))
+        with pytest.raises(TwofoldError, match="written to since") as caught:
+            await house.manager.lifecycle.start(record, Operation("start"))
+        assert "--discard" in caught.value.hint
+        ended_with = record.exit_code
+        await house.manager.suspension.discard(record)
+        assert (record.state, record.exit_code) == (State.STOPPED, ended_with)
+        await house.manager.lifecycle.start(record, Operation("start"))
+        assert record.state is State.RUNNING
+
+
+@pytest.mark.parametrize("before", [State.STOPPED, State.SUSPENDED])
+async def test_no_memory_outlives_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: State
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record, _ = await machine(house, monkeypatch)
+        wall = house.manager.lifecycle.wall(record)
+        await house.manager.lifecycle.stop(record, Operation("stop"))
+        planned = await wall.plan(
+            record,
+            await house.images.root(record.image_digest, Operation("x")),
+            await house.manager.lifecycle._place(record, ""),
+            Operation("x"),
+        )
+        sleep(house, record)
+        record.change(state=before)
+
+        async def plan(*words: Any) -> Any:
+            return planned  # as one that wakes up: what is planned is not what is tried here
+
+        monkeypatch.setattr(wall, "plan", plan)
+        await house.manager.lifecycle.start(record, Operation("start"))
+        assert files(house, record).suspended() is None
+
+
+async def test_who_leaves_during_a_restore_leaves_files_and_row_that_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record, _ = await machine(house, monkeypatch)
+        await house.manager.lifecycle.stop(record, Operation("stop"))
+        directory = house.paths.instance_dir(record.id)
+        store = files(house, record)
+        scratch = store.begin("then")
+        shutil.copy(f"{directory}/data.img", scratch)
+        keep_moment(scratch, scratch, "mind")
+        facts = {"created_at": "2026-01-01T00:00:00Z", "comment": "", "consistency": "memory"}
+        store.keep(Snapshot(name="then", directory=scratch, **facts))
+        placing, commit = threading.Event(), SnapshotStore.commit
+
+        def slowly(self: SnapshotStore) -> None:
+            placing.set()
+            time.sleep(0.05)
+            commit(self)
+
+        monkeypatch.setattr(SnapshotStore, "commit", slowly)
+        monkeypatch.setattr("twofold.instance.waking.spec_of", lambda spec, moment: spec)
+        restoring = asyncio.ensure_future(
+            house.manager.snapshots.restore(record, "then", Operation("restore"), start=False)
+        )
+        await asyncio.to_thread(placing.wait)
+        restoring.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await restoring
+        assert store.suspended() is not None
+        assert record.state is State.SUSPENDED
 
 
 async def test_who_leaves_during_a_suspend_leaves_the_lock_when_it_sleeps(

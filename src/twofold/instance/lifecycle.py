@@ -76,8 +76,8 @@ class Lifecycle:
                         self._records.save, record, state=before, intent="stopped", pid=None
                     )
                     reply, planned = await self._start_steps(record, operation, undo, ticket)
-                    if before is State.SUSPENDED:
-                        # Its disk has gone on: nothing may wake up from that moment again.
+                    if record.is_vm:
+                        # Its disk goes on: nothing may wake up from an older moment again.
                         await asyncio.to_thread(self._files(record).wake_up)
                     undo.pop_all()
             except TwofoldError as error:

@@ -21,7 +21,7 @@ from twofold.instance.collaborators import Collaborators
 from twofold.instance.facts import write_facts
 from twofold.instance.lifecycle import Lifecycle
 from twofold.instance.record import Record, now
-from twofold.instance.suspending import Suspension, check_memory, to_the_end
+from twofold.instance.suspending import Suspension, check_memory, see_through, to_the_end
 from twofold.model import snapshot as model
 from twofold.model.instance import State
 from twofold.operations import Operation, StepHandle
@@ -152,13 +152,24 @@ class Snapshots:
                     # Its files go; what it writes to directories of the host stays.
                     gently = _GENTLE_STOP_S if record.spec.volumes else 0.0
                     await self._lifecycle.halt(record, operation, timeout_s=gently)
-                await to_the_end(files.commit)
+                # Files and row change together, also when who asked for it leaves.
+                placing = self._rooms.scope.spawn(
+                    self._put_in_place(record, files, operation),
+                    name=f"restore {record.name}",
+                    awaited=True,
+                )
+                await see_through(placing)
                 undo.pop_all()
-            await self._rooms.records.save(record, **self._restored(record, files, operation))
-            write_facts(record, self._rooms.paths.instance_dir(record.id))
         wanted = (ran or snapshot.consistency == "memory") if start is None else start
         if wanted:
             await self._lifecycle.start(record, operation)
+
+    async def _put_in_place(
+        self, record: Record, files: SnapshotStore, operation: Operation
+    ) -> None:
+        await to_the_end(files.commit)
+        await self._rooms.records.save(record, **self._restored(record, files, operation))
+        write_facts(record, self._rooms.paths.instance_dir(record.id))
 
     def _restored(
         self, record: Record, files: SnapshotStore, operation: Operation

@@ -119,11 +119,17 @@ class Suspension:
             await see_through(ending)
 
     async def discard(self, record: Record) -> None:
-        """Give up the memory of one that sleeps, as a power cut would: its next start boots."""
+        """Give up the memory of one that sleeps, as a power cut would: its next start boots. Also
+        that of a stopped one which an interrupted change has left, and no start can use."""
         async with record.lock:
             self._lifecycle.refuse_removed(record)
-            states.check("discard", record.state, record.name)
-            await to_the_end(self._files(record).wake_up)
+            files = self._files(record)
+            left = record.state is State.STOPPED and files.suspended() is not None
+            if not left:
+                states.check("discard", record.state, record.name)
+            await to_the_end(files.wake_up)
+            if left:
+                return
             if record.spec.auto_remove:
                 await self._lifecycle.erase(record)
             else:
