@@ -115,6 +115,42 @@ async def test_a_restored_one_is_stopped_and_started_again(tmp_path: Path) -> No
         assert record.state is State.RUNNING
 
 
+@pytest.mark.parametrize("start", [None, False])
+async def test_one_that_waits_for_its_restart_counts_as_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bool | None
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record = await run(house, restart="always")
+        verbs = house.manager.snapshots
+        await verbs.create(record, Operation("snapshot"), name="then", memory=False)
+        house.keeper.end(record.id, 1)
+        await house.settle()
+        pending = record.restart_timer
+        assert (record.state, pending is not None) == (State.STOPPED, True)
+        await verbs.restore(record, "then", Operation("restore"), start=start)
+        await house.settle()
+        assert pending is not None
+        assert pending.cancelled(), "it would be started by itself"
+        wanted = (State.STOPPED, "stopped") if start is False else (State.RUNNING, "running")
+        assert (record.state, record.intent) == wanted
+
+
+async def test_a_restore_that_fails_gives_the_restart_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record = await run(house, restart="always")
+        verbs = house.manager.snapshots
+        await verbs.create(record, Operation("snapshot"), name="then", memory=False)
+        house.keeper.end(record.id, 1)
+        await house.settle()
+        fail(monkeypatch)
+        with pytest.raises(NoSpace):
+            await verbs.restore(record, "then", Operation("restore"), start=False)
+        await house.settle()
+        assert record.state is State.RUNNING
+
+
 async def test_what_is_refused_is_refused_before_anything_stops(tmp_path: Path) -> None:
     async with FakeHouse(tmp_path) as house:
         record = await run(house, auto_remove=True)

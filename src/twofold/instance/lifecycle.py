@@ -58,7 +58,7 @@ class Lifecycle:
         async with record.lock:
             self.refuse_removed(record)
             states.check("start", record.state, record.name)
-            self._forget_restart(record)
+            self.forget_restart(record)
             before = record.state
             if before is not State.CREATED and record.started_at is None:
                 # Its row does not say since when, but it has run: its disk is its own, and must
@@ -279,15 +279,19 @@ class Lifecycle:
             await self._records.save(record, error=error.message, intent="stopped")
 
     def restart_now(self, record: Record) -> None:
-        """Start again in the background what ran before the host went down."""
+        """Start in the background what ran before the host went down, or was to be restarted."""
+        if self._rooms.scope.closed:
+            return  # the next daemon's to do: the row says what was wanted
         record.restart_timer = self._rooms.scope.spawn(
             self._restart_later(record, 0.0), name=f"restart {record.name}"
         )
 
-    def _forget_restart(self, record: Record) -> None:
+    def forget_restart(self, record: Record) -> bool:
+        """Whether one was pending."""
         timer, record.restart_timer = record.restart_timer, None
         if timer is not None and timer is not asyncio.current_task():
             timer.cancel()
+        return timer is not None
 
     # -- verbs --------------------------------------------------------------------------------
 
@@ -296,8 +300,7 @@ class Lifecycle:
         timeout_s = min(max(0.0, timeout_s), MAX_STOP_TIMEOUT_S)
         async with record.lock:
             self.refuse_removed(record)
-            if record.restart_timer is not None:
-                self._forget_restart(record)
+            if self.forget_restart(record):
                 await self._records.save(record, intent="stopped")
                 return
             states.check("stop", record.state, record.name)
@@ -356,7 +359,7 @@ class Lifecycle:
         if name not in ("SIGKILL", "9"):
             await self._keeper.call("signal", id=record.id, signal=name)
             return
-        self._forget_restart(record)
+        self.forget_restart(record)
         self._records.save(record, intent="removed" if record.intent == "removed" else "stopped")
         await self._kill_and_wait(record)
         await self.ended(record)
@@ -382,7 +385,7 @@ class Lifecycle:
     async def remove(self, record: Record, operation: Operation, *, force: bool) -> None:
         """Everything of it goes; with ``force`` even while it starts or runs."""
         if force and not record.removed:
-            self._forget_restart(record)
+            self.forget_restart(record)
             if record.cancel_start is not None:
                 record.cancel_start()
             elif record.active:
@@ -397,7 +400,7 @@ class Lifecycle:
                 await self._conclude(record)
                 return
             states.check("remove", record.state, record.name)
-            self._forget_restart(record)
+            self.forget_restart(record)
             async with operation.step(f"Removing {record.name}"):
                 await self.erase(record)
 

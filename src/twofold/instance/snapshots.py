@@ -138,17 +138,21 @@ class Snapshots:
             self._lifecycle.refuse_removed(record)
             states.check("restore", record.state, record.name)
             snapshot = await asyncio.to_thread(files.find, name)
-            ran = record.active
-            if ran and record.spec.auto_remove:
+            active = record.active
+            if active and record.spec.auto_remove:
                 raise Conflict(
                     f"{record.name!r} is removed when it stops (--rm): it cannot be restored",
                     hint="run it without --rm",
                 )
             async with AsyncExitStack() as undo:
                 undo.callback(files.abandon)
+                # Between two lives is alive: what was to be started by itself counts as running.
+                pending = self._lifecycle.forget_restart(record)
+                if pending:
+                    undo.callback(self._lifecycle.restart_now, record)
                 async with operation.step(f"Preparing {name}"):
                     await to_the_end(files.prepare, snapshot, copy)
-                if ran:
+                if active:
                     # Its files go; what it writes to directories of the host stays.
                     gently = _GENTLE_STOP_S if record.spec.volumes else 0.0
                     await self._lifecycle.halt(record, operation, timeout_s=gently)
@@ -158,16 +162,20 @@ class Snapshots:
                     name=f"restore {record.name}",
                     awaited=True,
                 )
-                await see_through(placing)
                 undo.pop_all()
-        wanted = (ran or snapshot.consistency == "memory") if start is None else start
+                await see_through(placing)
+        wanted = (active or pending or snapshot.consistency == "memory") if start is None else start
         if wanted:
             await self._lifecycle.start(record, operation)
 
     async def _put_in_place(
         self, record: Record, files: SnapshotStore, operation: Operation
     ) -> None:
-        await to_the_end(files.commit)
+        try:
+            await to_the_end(files.commit)
+        except TwofoldError:
+            files.abandon()
+            raise
         await self._rooms.records.save(record, **self._restored(record, files, operation))
         write_facts(record, self._rooms.paths.instance_dir(record.id))
 
@@ -178,11 +186,12 @@ class Snapshots:
         moment = files.suspended()
         if moment is None:
             state = State.CREATED if record.state is State.CREATED else State.STOPPED
-            return {"state": state, "error": None}
+            return {"state": state, "intent": "stopped", "error": None}
         spec = waking.spec_of(record.spec, moment)
         if spec != record.spec:
             operation.warn(f"{record.name!r} has the memory and processors again that it had then")
-        return {"state": State.SUSPENDED, "error": None, "exit_code": None, "spec": spec}
+        changes = {"state": State.SUSPENDED, "intent": "stopped", "error": None}
+        return {**changes, "exit_code": None, "spec": spec}
 
     # -- remove -------------------------------------------------------------------------------
 
