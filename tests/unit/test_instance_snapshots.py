@@ -97,6 +97,32 @@ async def test_without_space_nothing_is_left_and_it_runs_on(
         assert not [name for name in os.listdir(directory) if "restor" in name]
 
 
+async def test_who_leaves_while_it_is_kept_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record = await run(house)
+        verbs = house.manager.snapshots
+        await verbs.create(record, Operation("snapshot"), name="good", memory=False)
+        keeping, keep = threading.Event(), SnapshotStore.keep
+
+        def slowly(self: SnapshotStore, snapshot: Snapshot) -> Snapshot:
+            keeping.set()
+            time.sleep(0.05)
+            return keep(self, snapshot)
+
+        monkeypatch.setattr(SnapshotStore, "keep", slowly)
+        creating = asyncio.ensure_future(
+            verbs.create(record, Operation("snapshot"), name="late", memory=False)
+        )
+        await asyncio.to_thread(keeping.wait)
+        creating.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await creating
+        store = files(house, record)
+        assert ([one.name for one in store.list()], store.current()) == (["good"], "good")
+
+
 async def test_a_restored_one_is_stopped_and_started_again(tmp_path: Path) -> None:
     async with FakeHouse(tmp_path) as house:
         record = await run(house)

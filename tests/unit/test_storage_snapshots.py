@@ -1,5 +1,6 @@
 """Snapshots on the disk: whatever dies in between, an instance is as before or as it was then."""
 
+import errno
 import json
 import os
 import shutil
@@ -165,6 +166,27 @@ def test_names(tmp_path: Path) -> None:
     with pytest.raises(Corrupt):
         files.find("snap-1")
     files.remove("snap-1")
+    assert not leftovers(tmp_path / "i")
+
+
+def test_without_space_for_its_last_word_there_is_no_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = machine(tmp_path / "i")
+    take(files, tmp_path / "i", "one")
+    real = moments.write_json
+
+    def full(path: str, said: dict[str, object]) -> None:
+        if path.endswith(".current"):
+            raise OSError(errno.ENOSPC, "no space")
+        real(path, said)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(moments, "write_json", full)
+        with pytest.raises(OSError, match="no space"):
+            take(files, tmp_path / "i", "two")
+    assert ([one.name for one in files.list()], files.current()) == (["one"], "one")
+    files.give_up("two")
     assert not leftovers(tmp_path / "i")
 
 

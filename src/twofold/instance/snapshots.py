@@ -72,7 +72,7 @@ class Snapshots:
                 self._check_for_memory(record)
             chosen: str = name if name else await asyncio.to_thread(files.free_name)
             scratch = await to_the_end(files.begin, chosen)
-            undo.callback(shutil.rmtree, scratch, ignore_errors=True)
+            undo.callback(files.give_up, chosen)
             created_at = now()
             async with operation.step(f"Copying {record.name}") as step:
                 copying = _Copying(self._rooms, self._lifecycle, record, scratch, operation)

@@ -143,8 +143,20 @@ class SnapshotStore:
         self._write(kept)
         _sync(snapshot.directory)
         os.rename(snapshot.directory, target)
-        self._set_current(snapshot.name)
+        try:
+            self._set_current(snapshot.name)
+        except OSError:
+            os.rename(target, snapshot.directory)
+            raise
         return replace(kept, directory=target)
+
+    def give_up(self, name: str) -> None:
+        """Undo of ``begin`` and of ``keep``, whichever it came to. Raises nothing."""
+        shutil.rmtree(f"{self._directory}/.new-{name}", ignore_errors=True)
+        try:
+            self.remove(name)
+        except (NotFound, OSError):
+            pass  # it never was one; or stays, whole, for the user to remove
 
     def _write(self, snapshot: Snapshot) -> None:
         said = {key: value for key, value in asdict(snapshot).items() if key != "directory"}
