@@ -190,6 +190,32 @@ def test_without_space_for_its_last_word_there_is_no_snapshot(
     assert not leftovers(tmp_path / "i")
 
 
+@pytest.mark.parametrize("room_afterwards", [True, False])
+def test_a_full_disk_can_be_freed_of_snapshots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room_afterwards: bool
+) -> None:
+    files = machine(tmp_path / "i")
+    for name in ("one", "two", "three"):
+        take(files, tmp_path / "i", name)
+    real = moments.write_json
+
+    def full(path: str, said: dict[str, object]) -> None:
+        if (tmp_path / "i/snapshots/two").exists() or not room_afterwards:
+            raise OSError(errno.ENOSPC, "no space")
+        real(path, said)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(moments, "write_json", full)
+        files.remove("two")
+    heir = "one" if room_afterwards else None
+    assert {one.name: one.parent for one in files.list()} == {"one": None, "three": heir}
+    with monkeypatch.context() as patch:
+        patch.setattr(moments, "write_json", full)
+        files.remove("three")
+    assert files.current() == ("one" if room_afterwards else None)
+    assert not leftovers(tmp_path / "i")
+
+
 @pytest.mark.parametrize("kind", [container, machine])
 def test_a_death_while_it_is_taken_leaves_all_of_it_or_nothing(
     tmp_path: Path, kind: Callable[[Path], SnapshotStore], monkeypatch: pytest.MonkeyPatch

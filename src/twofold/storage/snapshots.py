@@ -18,7 +18,7 @@ memory, which nobody writes), so removing one harms no other. Knows neither stat
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -109,6 +109,9 @@ class SnapshotStore:
                 said = json.load(file)
             if said["format"] != FORMAT:
                 return None
+            parent = said.get("parent")
+            if parent and not os.path.isdir(f"{self._directory}/{parent}"):
+                said["parent"] = None  # removed when there was no room to write its heir
             return Snapshot(**{**said, "name": name, "directory": directory})
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -168,22 +171,34 @@ class SnapshotStore:
     # -- removing -----------------------------------------------------------------------------
 
     def remove(self, name: str) -> int:
-        """Bytes freed at most. What descends from it then descends from its parent."""
+        """Bytes freed at most. What descends from it then descends from its parent. Needs no
+        room: on a full disk that is written once the bytes are free, or, at worst, not at all."""
         try:
             found = self.find(name)
         except Corrupt:
             found = None
         parent = found.parent if found else None
-        for child in self.list():
-            if child.parent == name:
-                self._write(replace(child, parent=parent))
-        if self.current() == name:
-            self._set_current(parent)
+        children = [replace(one, parent=parent) for one in self.list() if one.parent == name]
+        was_current = self.current() == name
+        written = self._bequeath(children, parent, current=was_current)
         doomed = f"{self._directory}/.gone-{name}"
         shutil.rmtree(doomed, ignore_errors=True)
         os.rename(f"{self._directory}/{name}", doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+        if not written:
+            self._bequeath(children, parent, current=was_current)
         return found.size_bytes if found else 0
+
+    def _bequeath(self, children: Sequence[Snapshot], parent: str | None, *, current: bool) -> bool:
+        """Whether there was room to write it. A parent that is gone is read as none."""
+        try:
+            for child in children:
+                self._write(child)
+            if current:
+                self._set_current(parent)
+        except OSError:
+            return False
+        return True
 
     # -- restoring ----------------------------------------------------------------------------
 
