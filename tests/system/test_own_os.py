@@ -150,7 +150,7 @@ def test_it_is_told_its_address_when_it_asks(
     twofold(*made, check=True)
     shown = show(twofold, "asks")
     leases = Path(Paths(twofold_root).run, "dhcp", "leases")
-    told = f"{shown['mac']} {shown['address']} asks "
+    told = f"{shown['mac']} {shown['address']} "
     wait_for(lambda: leases.exists() and told in leases.read_text(), timeout_s=60)
     os.kill(daemon_pid(twofold), signal.SIGKILL)
     twofold("list", check=True)

@@ -68,9 +68,21 @@ def configuration(
         f"dhcp-option=option:router,{gateway}",
         *([f"dhcp-option=option:dns-server,{servers}"] if servers else []),
         *([f"dhcp-option=option:mtu,{mtu}"] if mtu != 1500 else []),
-        *(f"dhcp-host={one.mac},{one.address},{one.hostname},infinite" for one in sorted(leases)),
+        "dhcp-ignore-names",  # what a guest calls itself is of no use to us
+        *(line for one in sorted(leases) for line in _host(one)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _host(lease: Lease) -> tuple[str, str]:
+    """The name stands in an option of its own: ``dhcp-host`` takes its words by their look, and a
+    name like ``ignore``, ``45m`` or ``1.2.3.4`` would be one of its settings. 12 is the host name,
+    which dnsmasq does not take by its own name there."""
+    tag = f"card{lease.mac.replace(':', '')}"
+    return (
+        f"dhcp-host={lease.mac},{lease.address},set:{tag},infinite",
+        f"dhcp-option=tag:{tag},12,{lease.hostname}",
+    )
 
 
 class DhcpServer:

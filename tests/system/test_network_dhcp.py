@@ -1,0 +1,95 @@
+"""Who is told what by the DHCP server: real messages, in a network namespace of their own."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import network_lab
+import pytest
+from network_lab import Lab, run
+
+from twofold.model.paths import Paths
+from twofold.network.manager import NetworkManager
+from twofold.runtime.plan import Network
+
+pytestmark = pytest.mark.system
+
+_DHCP = """
+import socket, struct, sys
+link, client, kind, asked, fragment = sys.argv[1:6]
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0); s.bind((link, 3)); s.settimeout(2)
+own, client = s.getsockname()[4], bytes.fromhex(client.replace(":", ""))
+boot = struct.pack(">BBBBIHH16x", 1, 1, 6, 0, 7, 0, 0x8000) + client + bytes(10 + 192)
+boot += bytes.fromhex("63825363") + bytes([53, 1, int(kind), 55, 2, 12, 3])
+if asked:
+    boot += bytes([50, 4]) + socket.inet_aton(asked)
+    boot += bytes([54, 4]) + socket.inet_aton(sys.argv[6])
+boot += b"\\xff"
+udp = struct.pack(">HHHH", 68, 67, 8 + len(boot), 0) + boot
+parts = [(0, udp)] if fragment == "0" else [(0x2000, udp[:8]), (1, udp[8:])]
+for flags, part in parts:
+    head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(part), 9, flags, 64, 17, 0,
+        socket.inet_aton(sys.argv[7]), b"\\xff" * 4)
+    total = sum(struct.unpack(">10H", head)); total = (total & 0xFFFF) + (total >> 16)
+    head = head[:10] + struct.pack(">H", ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF) + head[12:]
+    s.send(b"\\xff" * 6 + own + b"\\x08\\x00" + head + part)
+try:
+    while int(kind) == 1:
+        said = s.recv(2000)
+        if said[23:24] == b"\\x11" and said[34:36] == b"\\0\\x43":
+            name = said[282:].partition(b"\\x0c")[2] if b"\\x0c" in said[282:] else b"\\0"
+            print(socket.inet_ntoa(said[58:62]), name[1:1 + name[0]].decode())
+            break
+except TimeoutError:
+    print("nothing")
+"""
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with network_lab.lab() as made:
+        yield made
+
+
+@pytest.fixture
+async def manager(lab: Lab, tmp_path: Path) -> AsyncIterator[NetworkManager]:
+    paths = Paths(str(tmp_path / "root"))
+    paths.run = str(tmp_path / "run")
+    made = NetworkManager(paths)
+    yield made
+    made.close()
+
+
+async def container(lab: Lab, manager: NetworkManager, name: str) -> tuple[int, Network]:
+    pid = lab.namespace()
+    network = manager.allocate(set())
+    await manager.plug(name, "container", pid, network)
+    lab.configure(pid, network)
+    return pid, network
+
+
+def dhcp(
+    pid: int,
+    network: Network,
+    kind: int,
+    *,
+    client: str = "",
+    asked: str = "",
+    sender: str = "0.0.0.0",
+    fragments: bool = False,
+) -> str:
+    """Send a message (1: discover, 4: decline). Of a discover: the address and name offered."""
+    words = (client or network.mac, str(kind), asked, str(int(fragments)), network.gateway, sender)
+    return run("python3", "-c", _DHCP, "eth0", *words, pid=pid).strip()
+
+
+@pytest.mark.parametrize("name", ["web", "ignore", "1.2.3.4", "45m"])
+async def test_a_machine_that_asks_is_told_its_address_and_name(
+    lab: Lab, manager: NetworkManager, name: str
+) -> None:
+    """Also a name that dnsmasq could take for a setting."""
+    pid, network = await container(lab, manager, "own")
+    await manager.lease("own", network, name)
+    try:
+        assert dhcp(pid, network, 1) == f"{network.address} {name}"
+    finally:
+        await manager.unplug("own")
