@@ -93,3 +93,34 @@ async def test_a_machine_that_asks_is_told_its_address_and_name(
         assert dhcp(pid, network, 1) == f"{network.address} {name}"
     finally:
         await manager.unplug("own")
+
+
+@pytest.mark.parametrize("fragments", [False, True])
+async def test_nobody_declines_anothers_address(
+    lab: Lab, manager: NetworkManager, fragments: bool
+) -> None:
+    victim, network = await container(lab, manager, "victim")
+    thief, own = await container(lab, manager, "thief")
+    plain, third = await container(lab, manager, "plain")
+    await manager.lease("victim", network, "victim")
+    await manager.lease("thief", own, "thief")
+    try:
+        for pid, sender in ((thief, own), (plain, third)):
+            for source in ("0.0.0.0", sender.address):
+                dhcp(
+                    pid,
+                    sender,
+                    4,
+                    client=network.mac,
+                    asked=network.address,
+                    sender=source,
+                    fragments=fragments,
+                )
+        assert dhcp(victim, network, 1) == f"{network.address} victim"
+        assert dhcp(plain, third, 1) == "nothing"
+        # The control: whom the address belongs to may refuse it, and does not get it again.
+        dhcp(victim, network, 4, asked=network.address, sender=network.address)
+        assert dhcp(victim, network, 1) == "nothing"
+    finally:
+        await manager.unplug("victim")
+        await manager.unplug("thief")

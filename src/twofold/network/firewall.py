@@ -16,6 +16,9 @@ from ipaddress import IPv4Address, IPv4Network
 ANY_ADDRESS = "0.0.0.0"
 # Before connection tracking and every NAT of our own or others.
 _RAW = -300
+# For whom a DHCP message speaks (chaddr): the server believes it, whoever sent the frame. Only ever
+# matched to accept: in a fragment too short to hold it, nothing matches and the message is dropped.
+_CLIENT_MAC = "@th,288,48"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,9 @@ def _plug_elements(plug: Plug) -> dict[str, str]:
         "links": f'"{plug.host_link}" . {plug.mac} . {plug.address}',
         "mirrors": f'"{plug.host_link}" . "{plug.host_link}"',
     }
-    return elements | ({"askers": f'"{plug.host_link}"'} if plug.asks else {})
+    if plug.asks:
+        elements["askers"] = f'"{plug.host_link}" . 0x{plug.mac.replace(":", "")}'
+    return elements
 
 
 def replace(
@@ -210,7 +215,7 @@ table bridge {table} {{
 {elements["mirrors"]}	}}
 
 	set askers {{
-		type ifname
+		typeof iifname . {_CLIENT_MAC}
 {elements["askers"]}	}}
 
 	chain prerouting {{
@@ -227,10 +232,20 @@ table bridge {table} {{
 	chain instance {{
 		iifname . ether saddr != @macs drop
 		udp sport 67 drop
+		udp dport 67 goto instance_dhcp
 		iifname . ether saddr . ip saddr @links accept
-		iifname @askers ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept
 		arp htype 1 arp hlen 6 arp plen 4 jump instance_arp
 		drop
+	}}
+
+	chain instance_dhcp {{
+		iifname . {_CLIENT_MAC} @askers jump instance_asks
+		drop
+	}}
+
+	chain instance_asks {{
+		ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 accept
+		iifname . ether saddr . ip saddr @links accept
 	}}
 
 	chain instance_arp {{
