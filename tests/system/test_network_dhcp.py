@@ -1,5 +1,7 @@
 """Who is told what by the DHCP server: real messages, in a network namespace of their own."""
 
+import contextlib
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -82,6 +84,17 @@ def dhcp(
     return run("python3", "-c", _DHCP, "eth0", *words, pid=pid).strip()
 
 
+def servers(folder: Path) -> list[int]:
+    """Every process that serves by this folder's file."""
+    word = f"--conf-file={folder}/dnsmasq.conf".encode()
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if word in (place / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(place.name))
+    return found
+
+
 @pytest.mark.parametrize("name", ["web", "ignore", "1.2.3.4", "45m"])
 async def test_a_machine_that_asks_is_told_its_address_and_name(
     lab: Lab, manager: NetworkManager, name: str
@@ -124,3 +137,24 @@ async def test_nobody_declines_anothers_address(
     finally:
         await manager.unplug("victim")
         await manager.unplug("thief")
+
+
+async def test_one_whose_files_are_gone_is_found_and_replaced(
+    lab: Lab, manager: NetworkManager, tmp_path: Path
+) -> None:
+    """As after somebody has cleaned /run."""
+    folder = tmp_path / "run" / "dhcp"
+    pid, network = await container(lab, manager, "one")
+    _, other = await container(lab, manager, "two")
+    await manager.lease("one", network, "one")
+    first = int((folder / "pid").read_text())
+    shutil.rmtree(folder)
+    try:
+        await manager.lease("two", other, "two")
+        assert servers(folder) == [int((folder / "pid").read_text())]
+        assert first not in servers(folder)
+        assert dhcp(pid, network, 1) == f"{network.address} one"
+    finally:
+        await manager.unplug("one")
+        await manager.unplug("two")
+    assert servers(folder) == []

@@ -24,6 +24,9 @@ from twofold.errors import Unavailable, Unsupported
 _START_TIMEOUT_S = 10.0
 _END_TIMEOUT_S = 5.0
 _PLACES = ("/usr/sbin/dnsmasq", "/usr/bin/dnsmasq", "/usr/local/sbin/dnsmasq")
+_PROGRAMS = tuple([path.encode()] for path in _PLACES)
+_PID_LIMIT_BYTES = 32
+_COMMAND_LIMIT_BYTES = 4096
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -141,24 +144,38 @@ class DhcpServer:
     def stop(self) -> None:
         """End it, if it is there, and everything it left."""
         pid = self._running()
-        if pid:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if not self._is_ours(pid):
+                break
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
+                os.kill(pid, number)
             deadline = time.monotonic() + _END_TIMEOUT_S
-            while self._running() and time.monotonic() < deadline:
+            while self._is_ours(pid) and time.monotonic() < deadline:
                 time.sleep(0.005)  # it is no child of ours: nothing tells of its end
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _running(self) -> int:
-        """Its pid, or 0. A pid that now belongs to something else does not count."""
+        """Its pid, or 0. Should its file be gone (somebody cleaned /run), it is looked for: a
+        second server beside it would know other machines than the first."""
+        with contextlib.suppress(OSError, ValueError):
+            # The file is its user's, who may write what they like.
+            with open(f"{self._folder}/pid", "rb") as file:
+                pid = int(file.read(_PID_LIMIT_BYTES))
+            if self._is_ours(pid):
+                return pid
+        found = (int(name) for name in os.listdir("/proc") if name.isdecimal())
+        return next((pid for pid in found if self._is_ours(pid)), 0)
+
+    def _is_ours(self, pid: int) -> bool:
+        """A pid that now belongs to something else does not count."""
+        if pid <= 0:
+            return False
         try:
-            with open(f"{self._folder}/pid", encoding="ascii") as file:
-                pid = int(file.read())
             with open(f"/proc/{pid}/cmdline", "rb") as file:
-                words = file.read().split(b"\0")
-        except (OSError, ValueError):
-            return 0
-        return pid if f"--conf-file={self._file}".encode() in words else 0
+                words = file.read(_COMMAND_LIMIT_BYTES).split(b"\0")
+        except OSError:
+            return False
+        return words[:1] in _PROGRAMS and words[1:2] == [f"--conf-file={self._file}".encode()]
 
     def _text(self) -> str:
         try:
