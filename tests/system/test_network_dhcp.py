@@ -18,7 +18,7 @@ pytestmark = pytest.mark.system
 _DHCP = """
 import socket, struct, sys
 link, client, kind, asked, fragment = sys.argv[1:6]
-s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0); s.bind((link, 3)); s.settimeout(2)
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0); s.bind((link, 3)); s.settimeout(1)
 own, client = s.getsockname()[4], bytes.fromhex(client.replace(":", ""))
 boot = struct.pack(">BBBBIHH16x", 1, 1, 6, 0, 7, 0, 0x8000) + client + bytes(10 + 192)
 boot += bytes.fromhex("63825363") + bytes([53, 1, int(kind), 55, 2, 12, 3])
@@ -97,13 +97,15 @@ def servers(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize("name", ["web", "ignore", "1.2.3.4", "45m"])
 async def test_a_machine_that_asks_is_told_its_address_and_name(
-    lab: Lab, manager: NetworkManager, name: str
+    lab: Lab, manager: NetworkManager, tmp_path: Path, name: str
 ) -> None:
     """Also a name that dnsmasq could take for a setting."""
     pid, network = await container(lab, manager, "own")
     await manager.lease("own", network, name)
     try:
         assert dhcp(pid, network, 1) == f"{network.address} {name}"
+        [server] = servers(tmp_path / "run" / "dhcp")
+        assert "NoNewPrivs:\t1\n" in Path(f"/proc/{server}/status").read_text()
     finally:
         await manager.unplug("own")
 

@@ -125,7 +125,7 @@ class DhcpServer:
         try:
             # It answers once its socket is bound, and goes on in the background.
             done = subprocess.run(
-                [program, f"--conf-file={self._file}"],
+                ["setpriv", "--no-new-privs", program, f"--conf-file={self._file}"],
                 capture_output=True,
                 text=True,
                 timeout=_START_TIMEOUT_S,
