@@ -96,6 +96,12 @@ def test_check_refuses(wish: dict[str, Any]) -> None:
         own_os.check(settled("disk", **wish))
 
 
+def test_a_boot_order_that_repeats_itself_is_mended_by_the_hint() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        own_os.check(settled("disk", boot=["cdrom", "disk", "cdrom"]))
+    assert caught.value.hint == "--boot cdrom,disk"
+
+
 def test_drives_and_the_order_of_booting() -> None:
     spec = settled("disk", disks=[{"size_bytes": 1 << 30}, {"device": "/dev/sdb"}])
     found = [(drive.kind, drive.path, drive.block_device) for drive in own_os.drives(spec, "/i")]

@@ -338,7 +338,9 @@ def _check(spec: BareSpec) -> None:
     machine.check_mac(spec.mac)
     for kind in spec.boot:
         if kind not in _BOOT:
-            raise InvalidInput(f"cannot boot from {kind!r}: it is none of {', '.join(_BOOT)}")
+            raise InvalidInput(
+                f"cannot boot from {kind!r}: it is none of {', '.join(_BOOT)}", hint="--boot disk"
+            )
     if spec.firmware.secure and spec.hardware.board != "q35":
         raise InvalidInput("Secure Boot needs the q35 board", hint="--firmware uefi")
     if len([drive for drive in spec.drives if drive.kind == "floppy"]) > 1:

@@ -178,8 +178,8 @@ async def point(socket_path: str, at: tuple[int, int] | None, click: str | None)
 
 async def _has_tablet(client: QMPClient) -> bool:
     mice = await client.execute("query-mice")
-    current = [mouse for mouse in mice if mouse.get("current")] if isinstance(mice, list) else []
-    return any(bool(mouse.get("absolute")) for mouse in current)
+    found = [mouse for mouse in mice if isinstance(mouse, dict)] if isinstance(mice, list) else []
+    return any(bool(mouse.get("absolute")) for mouse in found if mouse.get("current"))
 
 
 def _moves(at: tuple[int, int], size: tuple[int, int], *, absolute: bool) -> list[list[Any]]:

@@ -145,7 +145,10 @@ def check(spec: InstanceSpec) -> None:
             f"{spec.memory_bytes} bytes of memory are no whole number of MiB", hint="--memory 512m"
         )
     if len(set(spec.boot)) != len(spec.boot):
-        raise InvalidInput(f"boot order {','.join(spec.boot)!r} names something twice")
+        raise InvalidInput(
+            f"boot order {','.join(spec.boot)!r} names something twice",
+            hint=f"--boot {','.join(dict.fromkeys(spec.boot))}",
+        )
     if spec.tpm:
         raise Unsupported("--tpm on: Twofold does not run swtpm yet", hint="--tpm off")
     if spec.host_devices:
