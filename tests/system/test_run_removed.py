@@ -3,6 +3,7 @@
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,8 @@ def test_what_runs_can_be_reached_again(lone: Lone, shared: Path, clone: Path) -
     lone.kill()
     shutil.rmtree(lone.paths.run)
     wait_for(lambda: answers(lone.paths.keeper_socket, socket.SOCK_SEQPACKET))
+    mode = Path(lone.paths.run, "instances").stat().st_mode
+    assert stat.S_IMODE(mode) == 0o711, "a machine's own user has to get through"
     lone.kill_keeper()
     assert lone.hello()["pid"] != keeper
     with lone.start() as twofold:

@@ -160,8 +160,10 @@ class _Household:
         paths, loop = self._paths, parts.loop
 
         def renew() -> None:
-            os.makedirs(f"{paths.run}/instances", mode=0o700, exist_ok=True)
+            # As the daemon makes them; each below ``instances`` has its own mode.
+            os.makedirs(f"{paths.run}/instances", exist_ok=True)
             os.chmod(paths.run, 0o711)
+            os.chmod(f"{paths.run}/instances", 0o711)
             _make_places(paths)
             self._listener, self._door = _listen(paths)
             keeper.listen_at(self._listener)
