@@ -91,7 +91,7 @@ def test_what_goes_with_an_instance_and_what_does_not(
     for words, reason in (
         (("create", web, "--memory"), b"is a container"),
         (("create", web, "snap-1"), b"already"),
-        (("create", web, "../x"), b"name"),
+        (("create", web, ".x"), b"name"),
         (("show", web, "nobody"), b"no snapshot 'nobody'"),
         (("restore", web, "nobody"), b"no snapshot 'nobody'"),
         (("rm", web, "nobody"), b"no snapshot 'nobody'"),
@@ -100,6 +100,7 @@ def test_what_goes_with_an_instance_and_what_does_not(
         assert done.returncode == 125, done
         assert reason in done.stderr
         assert b"hint:" in done.stderr
+    assert twofold("snapshot", "create", web, "../x").returncode == 2
     suspended = twofold("suspend", web)
     assert b"is a container" in suspended.stderr
     assert b"twofold pause" in suspended.stderr

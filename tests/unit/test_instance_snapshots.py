@@ -13,7 +13,7 @@ from fake_house import FakeHouse
 from test_storage_snapshots import keep_moment
 
 from twofold.errors import Conflict, IllegalState, NoSpace, TwofoldError, Unsupported
-from twofold.instance import restoring, snapshots
+from twofold.instance import restart_policy, restoring, snapshots
 from twofold.instance.record import Record
 from twofold.model.instance import InstanceSpec, State
 from twofold.operations import Operation
@@ -145,6 +145,7 @@ async def test_a_restored_one_is_stopped_and_started_again(tmp_path: Path) -> No
 async def test_one_that_waits_for_its_restart_counts_as_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bool | None
 ) -> None:
+    monkeypatch.setattr(restart_policy, "delay", lambda *_, **__: 60.0)
     async with FakeHouse(tmp_path) as house:
         record = await run(house, restart="always")
         verbs = house.manager.snapshots
@@ -164,6 +165,7 @@ async def test_one_that_waits_for_its_restart_counts_as_running(
 async def test_a_restore_that_fails_gives_the_restart_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(restart_policy, "delay", lambda *_, **__: 60.0)
     async with FakeHouse(tmp_path) as house:
         record = await run(house, restart="always")
         verbs = house.manager.snapshots
