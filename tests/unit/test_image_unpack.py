@@ -95,9 +95,10 @@ def test_every_kind_of_entry_arrives_as_it_was(tmp_path: Path, form: int) -> Non
 @pytest.mark.parametrize("compress", [gzip.compress, lzma.compress, bz2.compress])
 def test_compressed_archives_have_the_diff_id_of_the_plain_one(tmp_path, compress) -> None:
     data = tarball(file("f", b"x" * 100_000))
-    found = unpacked(compress(data), tmp_path)
+    packed = compress(data)  # once: gzip writes the time into it
+    found = unpacked(packed, tmp_path)
     assert found.diff_id == digest(data)
-    assert found.blob_digest == digest(compress(data))
+    assert found.blob_digest == digest(packed)
 
 
 def test_zstd_and_concatenated_gzip_members(tmp_path: Path) -> None:
