@@ -130,7 +130,8 @@ def processes(paths: Paths) -> list[int]:
 
 
 def servants(paths: Paths) -> dict[int, str]:
-    """Daemon, keeper and holder of this root, which may stay between two snapshots."""
+    """Daemon, keeper, holder and dnsmasq of this root, which may stay between two snapshots. What
+    was not there before shows by its descriptors."""
     found = {}
     for pid in processes(paths):
         role = _role(pid, paths)
@@ -189,8 +190,10 @@ def _ours(pid: str, paths: Paths) -> bool:
 
 
 def _role(pid: int, paths: Paths) -> str:
-    """``daemon``, ``keeper`` or ``holder`` of this root, or none of them: by its command line."""
+    """``daemon``, ``keeper``, ``holder`` or ``dhcp`` of this root, or none: by its command line."""
     arguments = _read(f"/proc/{pid}/cmdline").split("\0")
+    if f"--conf-file={paths.run}/dhcp/dnsmasq.conf" in arguments:
+        return "dhcp"
     if paths.root not in arguments and paths.run not in arguments:
         environment = _read(f"/proc/{pid}/environ").split("\0")
         if f"TWOFOLD_ROOT={paths.root}" not in environment:
