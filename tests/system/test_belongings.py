@@ -44,7 +44,8 @@ def seed_leaks(paths: Paths) -> list[subprocess.Popen[bytes]]:
     (group / "cgroup.procs").write_text(str(payload.pid))
     command = [sys.executable, "-c", "import time; time.sleep(1000)"]
     keeper = subprocess.Popen([*command, "twofold.daemon.keeper", "--root", paths.root])
-    return [payload, keeper]
+    dhcp = subprocess.Popen([*command, f"--conf-file={paths.run}/dhcp/dnsmasq.conf"])
+    return [payload, keeper, dhcp]
 
 
 def hierarchies() -> list[Path]:
@@ -67,6 +68,7 @@ def test_seeded_leaks_are_found_and_removed(paths: Paths) -> None:
             f"+ process {leaked[0].pid} sleep 1000",
             f"+ directory {paths.instances}/0123456789abcdef",
             "+ fd keeper ",
+            "+ fd dhcp ",
         ):
             assert sign in difference, f"{sign!r} not in\n{difference}"
     finally:
@@ -74,7 +76,7 @@ def test_seeded_leaks_are_found_and_removed(paths: Paths) -> None:
         remains = cleanup_while_reaping(paths, leaked)
     assert not remains
     assert not os.path.exists(paths.root)
-    assert [child.returncode for child in leaked] == [-9, -9]
+    assert [child.returncode for child in leaked] == [-9, -9, -9]
 
 
 def cleanup_while_reaping(paths: Paths, children: list[subprocess.Popen[bytes]]) -> str:
