@@ -4,11 +4,13 @@
 ``twofold``       runs the CLI on it: ``twofold("run", "--rm", image, "true")``
 ``inventory``     takes a snapshot of everything on the machine that belongs to it
 ``no_leaks``      fails the test when it leaves anything behind
+``lone``          a daemon of the test's own, to be killed at will
 ``oci``           the OCI runtime under test, with a leak check of its own
 ``debian_image``, ``alpine_image``, ``busybox_image``   names of images that are there
 """
 
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -19,6 +21,7 @@ import belongings
 import cleanup
 import oci_lab
 import pytest
+from lone import Lone
 
 Runner = Callable[..., "subprocess.CompletedProcess[bytes]"]
 HERE = Path(__file__).parent
@@ -121,6 +124,17 @@ def no_leaks(
 
     yield compare
     compare()
+
+
+@pytest.fixture
+def lone(tmp_path: Path, clone: Path) -> Iterator[Lone]:
+    """A daemon of the test's own, to be started and killed at will."""
+    made = Lone(tmp_path / "root", clone)
+    yield made
+    if made.daemon is not None and made.daemon.poll() is None:
+        made.kill(signal.SIGTERM)
+    remains = cleanup.remove_root(str(made.root))
+    assert not remains, f"left behind:\n{remains}"
 
 
 @pytest.fixture(scope="session")

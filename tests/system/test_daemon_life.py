@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cleanup
 import pytest
 from lone import Lone, wait_for
 
@@ -25,16 +24,6 @@ from twofold.errors import CommandNotFound, Conflict, IllegalState, NotFound, Tw
 from twofold.model.paths import Paths
 
 pytestmark = pytest.mark.shared
-
-
-@pytest.fixture
-def lone(tmp_path: Path, clone: Path) -> Iterator[Lone]:
-    made = Lone(tmp_path / "root", clone)
-    yield made
-    if made.daemon is not None and made.daemon.poll() is None:
-        made.kill(signal.SIGTERM)
-    remains = cleanup.remove_root(str(made.root))
-    assert not remains, f"left behind:\n{remains}"
 
 
 @pytest.fixture

@@ -1,28 +1,15 @@
 """Somebody removes the run directory under a daemon and a keeper that have something running."""
 
 import shutil
-import signal
 import socket
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import cleanup
 import pytest
 from lone import Lone, wait_for
 
 pytestmark = pytest.mark.shared
-
-
-@pytest.fixture
-def lone(tmp_path: Path, clone: Path) -> Iterator[Lone]:
-    made = Lone(tmp_path / "root", clone)
-    yield made
-    if made.daemon is not None and made.daemon.poll() is None:
-        made.kill(signal.SIGTERM)
-    remains = cleanup.remove_root(str(made.root))
-    assert not remains, f"left behind:\n{remains}"
 
 
 def answers(path: str, kind: socket.SocketKind) -> bool:

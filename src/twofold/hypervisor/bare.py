@@ -323,12 +323,7 @@ def _host_devices(spec: BareSpec) -> list[str]:
 
 def _check(spec: BareSpec) -> None:
     bare_devices.check(spec.hardware)
-    if spec.accelerator not in ("tcg", "kvm"):
-        raise InvalidInput(f"accelerator {spec.accelerator!r} is neither tcg nor kvm")
-    if not 1 <= spec.vcpus <= 255:
-        raise InvalidInput(
-            f"{spec.vcpus} virtual CPUs: a virtual machine has 1 to 255", hint="--cpus 1"
-        )
+    machine.check_processors(spec.accelerator, spec.vcpus)
     if spec.memory_bytes < MINIMUM_MEMORY_BYTES:
         raise InvalidInput(
             f"{spec.memory_bytes} bytes of memory: a virtual machine has at least "

@@ -64,7 +64,7 @@ async def _read(fd: int) -> bytes:
         try:
             chunk = os.read(fd, 1 << 18)
         except BlockingIOError:
-            await _readable(fd)
+            await readable(fd)
             continue
         if not chunk:
             return b"".join(chunks)
@@ -77,13 +77,7 @@ async def _read(fd: int) -> bytes:
 async def _check(sock: socket.socket) -> None:
     """Read how it went."""
     while True:
-        try:
-            message, fds = sockets.receive(sock)
-        except BlockingIOError:
-            await _readable(sock.fileno())
-            continue
-        for fd in fds:
-            os.close(fd)
+        message = await receive(sock)
         if message is None:
             raise Unavailable("the virtual machine has ended", hint="twofold list")
         if message.get("event") == "error":
@@ -94,7 +88,21 @@ async def _check(sock: socket.socket) -> None:
             return
 
 
-async def _readable(fd: int) -> None:
+async def receive(sock: socket.socket) -> dict[str, Any] | None:
+    """The monitor's next message, without descriptors; None when it has closed the connection."""
+    while True:
+        try:
+            message, fds = sockets.receive(sock)
+        except BlockingIOError:
+            await readable(sock.fileno())
+            continue
+        for fd in fds:
+            os.close(fd)
+        return message
+
+
+async def readable(fd: int) -> None:
+    """Wait until something can be read from it."""
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
     loop.add_reader(fd, ready.set)

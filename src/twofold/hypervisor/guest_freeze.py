@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from twofold.errors import GuestFailed, TimedOut, TwofoldError, Unavailable, from_dict
+from twofold.hypervisor import errand
 from twofold.linux import sockets
 
 # Freezing writes everything out: under emulation, on a busy host, that takes a while.
@@ -78,7 +79,7 @@ async def _says(fd: int, word: str, timeout_s: float) -> bool:
                 try:
                     block = os.read(fd, _LINE_LIMIT_BYTES - len(data))
                 except BlockingIOError:
-                    await _readable(fd)
+                    await errand.readable(fd)
                     continue
                 if not block:
                     break
@@ -100,13 +101,7 @@ async def _reason(sock: socket.socket) -> TwofoldError:
     try:
         async with asyncio.timeout(THAW_TIMEOUT_S):
             while True:
-                try:
-                    message, fds = sockets.receive(sock)
-                except BlockingIOError:
-                    await _readable(sock.fileno())
-                    continue
-                for fd in fds:
-                    os.close(fd)
+                message = await errand.receive(sock)
                 if message is None:
                     break
                 if message.get("event") == "error":
@@ -116,13 +111,3 @@ async def _reason(sock: socket.socket) -> TwofoldError:
     except (TimeoutError, OSError, ValueError):
         pass
     return GuestFailed("the guest does not say whether its file system is frozen")
-
-
-async def _readable(fd: int) -> None:
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(fd, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(fd)

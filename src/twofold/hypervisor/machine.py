@@ -241,15 +241,17 @@ def check_mac(mac: str) -> None:
         raise InvalidInput(f"MAC address {mac!r} is not six pairs of lower-case hex digits")
 
 
+def check_processors(accelerator: str, vcpus: int) -> None:
+    if accelerator not in ("tcg", "kvm"):
+        raise InvalidInput(f"accelerator {accelerator!r} is neither tcg nor kvm")
+    if not 1 <= vcpus <= 255:
+        raise InvalidInput(f"{vcpus} virtual CPUs: a virtual machine has 1 to 255", hint="--cpus 1")
+
+
 def _check(spec: MachineSpec) -> None:
     if spec.birth not in BIRTHS:
         raise InvalidInput(f"birth {spec.birth!r} is none of {', '.join(BIRTHS)}")
-    if spec.accelerator not in ("tcg", "kvm"):
-        raise InvalidInput(f"accelerator {spec.accelerator!r} is neither tcg nor kvm")
-    if not 1 <= spec.vcpus <= 255:
-        raise InvalidInput(
-            f"{spec.vcpus} virtual CPUs: a virtual machine has 1 to 255", hint="--cpus 1"
-        )
+    check_processors(spec.accelerator, spec.vcpus)
     if spec.memory_bytes < MINIMUM_MEMORY_BYTES:
         raise InvalidInput(
             f"{spec.memory_bytes // _MIB} MiB of memory is too little for a virtual machine: "

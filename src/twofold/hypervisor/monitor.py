@@ -64,6 +64,7 @@ def run(
     fds: dict[str, int],
     status: socket.socket,
     control: socket.socket,
+    kind: "type[Monitor] | None" = None,
 ) -> int:
     """Run the machine that ``vm`` (the JSON of plan.Vm) describes until it ends.
 
@@ -71,7 +72,7 @@ def run(
     payload's ``stdio`` is copied. On ``status`` goes one ``{"ready": true, "facts", "warnings"}``
     or ``{"error"}``; from it come ``{"op": "resize"}`` and ``{"op": "shutdown"}``.
     """
-    monitor = Monitor(vm, stdio=stdio, status=status, control=control)
+    monitor = (kind or Monitor)(vm, stdio=stdio, status=status, control=control)
     try:
         monitor.start(fds)
         return monitor.run()

@@ -11,7 +11,7 @@ import signal
 import socket
 from typing import Any
 
-from twofold.errors import TwofoldError, Unsupported
+from twofold.errors import Unsupported
 from twofold.hypervisor import monitor
 from twofold.hypervisor.monitor_birth import Birth, Events
 from twofold.hypervisor.monitor_control import InnerControl
@@ -32,13 +32,7 @@ def run(
     """As ``monitor.run``, of either kind of machine: the plan says which it is."""
     own_os = (vm.get("guest") or {}).get("mode") == "machine"
     kind = MachineMonitor if own_os else monitor.Monitor
-    watch = kind(vm, stdio=stdio, status=status, control=control)
-    try:
-        watch.start(fds)
-        return watch.run()
-    except TwofoldError as error:
-        watch.give_up(error)
-        return error.exit_code
+    return monitor.run(vm, stdio=stdio, fds=fds, status=status, control=control, kind=kind)
 
 
 class MachineMonitor(monitor.Monitor):
