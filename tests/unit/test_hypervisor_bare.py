@@ -25,6 +25,7 @@ UNKNOWN = BareSpec(
     ),
     mac="02:54:46:00:00:05",
 )
+ON_Q35 = replace(bare_devices.UNKNOWN, board="q35", disk_bus="ahci", cdrom_bus="ahci")
 UEFI = Firmware(code="/usr/share/OVMF/OVMF_CODE_4M.fd", nvram=f"{PLACE}/nvram.fd")
 CASES = {
     "own-unknown": UNKNOWN,
@@ -40,12 +41,12 @@ CASES = {
     "own-floppy-on-q35": replace(
         UNKNOWN,
         drives=(Drive(kind="floppy", path=f"{PLACE}/floppy.img"),),
-        hardware=bare_devices.on_board(bare_devices.UNKNOWN, "q35"),
+        hardware=ON_Q35,
     ),
     "own-secure-boot-tpm": replace(
         UNKNOWN,
         hardware=replace(
-            bare_devices.on_board(bare_devices.UNKNOWN, "q35"),
+            ON_Q35,
             nic="e1000e",
             usb="xhci",
             inputs="usb-tablet",

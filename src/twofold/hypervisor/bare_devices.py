@@ -4,7 +4,7 @@ One table per kind: a new model is one row. ``emulated`` is what operating syste
 for before there were virtual machines, ``virtio`` what is made for them. Pure data.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from twofold.errors import InvalidInput
 
@@ -100,7 +100,6 @@ CPUS = ("full", "baseline")
 # What Windows since Vista asks Hyper-V for and KVM has as well.
 HYPERV_HINTS = ("hv-relaxed", "hv-vapic", "hv-spinlocks=0x1fff", "hv-time")
 BOARDS = ("pc", "q35")
-FIRMWARES = ("bios", "uefi", "uefi-secure")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,16 +163,3 @@ def check(hardware: Hardware) -> None:
         raise InvalidInput(f"a {hardware.board} board has no {hardware.disk_bus} disks")
     if not DISK_BUSES[hardware.cdrom_bus].cdrom.get(hardware.board):
         raise InvalidInput(f"a {hardware.board} board has no {hardware.cdrom_bus} CD drives")
-
-
-def on_board(hardware: Hardware, board: str) -> Hardware:
-    """The same on another board (UEFI's System Management Mode wants q35): IDE becomes AHCI."""
-    if board == hardware.board:
-        return hardware
-    wanted = {"ide": "ahci"} if board == "q35" else {}
-    return replace(
-        hardware,
-        board=board,
-        disk_bus=wanted.get(hardware.disk_bus, hardware.disk_bus),
-        cdrom_bus=wanted.get(hardware.cdrom_bus, hardware.cdrom_bus),
-    )

@@ -79,21 +79,6 @@ def ensure(cache_dir: str, progress: Progress) -> str:
         os.close(lock)
 
 
-def has_diod(jail: str) -> bool:
-    """Whether this jail can serve directories to machines on emulated hardware."""
-    return os.path.exists(f"{jail}{DIOD}")
-
-
-def qemu_version() -> str | None:
-    """QEMU's version as it says it itself, or None when it is not installed."""
-    try:
-        done = subprocess.run([QEMU, "--version"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    words = done.stdout.split()
-    return words[3] if len(words) > 3 else None
-
-
 def sources() -> dict[str, str]:
     """Where each file of the jail comes from: path inside → path on the host (often the same)."""
     programs = [path for path in (QEMU, DIOD) if os.access(path, os.X_OK)]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from twofold.errors import Corrupt, InvalidInput, NoSpace, Unavailable
+from twofold.errors import Corrupt, NoSpace, Unavailable
 from twofold.image.tarstream import CHUNK_BYTES, Reader
 
 # A real file system shrinks to a third or a tenth; only made-up data shrinks two hundredfold.
@@ -268,9 +268,3 @@ def decompressed(source: HashingReader) -> Iterator[Reader]:
         yield _Guarded(program, source)
     finally:
         program.close()
-
-
-def require_content(size_bytes: int, what: str) -> None:
-    """Refuse an empty file early, by name."""
-    if size_bytes == 0:
-        raise InvalidInput(f"{what} is empty")

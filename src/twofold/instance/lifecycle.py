@@ -56,7 +56,7 @@ class Lifecycle:
         """Bring it to running, or leave it as it was and raise why not."""
         begun = time.monotonic()
         async with record.lock:
-            self.refuse_removed(record)
+            record.refuse_removed()
             states.check("start", record.state, record.name)
             self.forget_restart(record)
             before = record.state
@@ -299,7 +299,7 @@ class Lifecycle:
         """The payload's own stop signal; after ``timeout_s`` the kernel's."""
         timeout_s = min(max(0.0, timeout_s), MAX_STOP_TIMEOUT_S)
         async with record.lock:
-            self.refuse_removed(record)
+            record.refuse_removed()
             if self.forget_restart(record):
                 await self._records.save(record, intent="stopped")
                 return
@@ -354,7 +354,7 @@ class Lifecycle:
     async def kill(self, record: Record, signal: str) -> None:
         """A signal to the payload, at once; SIGKILL ends the whole sandbox."""
         name = signal_name(signal)
-        self.refuse_removed(record)
+        record.refuse_removed()
         states.check("kill", record.state, record.name)
         if name not in ("SIGKILL", "9"):
             await self._keeper.call("signal", id=record.id, signal=name)
@@ -366,7 +366,7 @@ class Lifecycle:
 
     async def pause(self, record: Record) -> None:
         async with record.lock:
-            self.refuse_removed(record)
+            record.refuse_removed()
             states.check("pause", record.state, record.name)
             await self.wall(record).pause(record, self._run_dir(record))
             await self._records.save(
@@ -375,7 +375,7 @@ class Lifecycle:
 
     async def resume(self, record: Record) -> None:
         async with record.lock:
-            self.refuse_removed(record)
+            record.refuse_removed()
             states.check("resume", record.state, record.name)
             await self.wall(record).resume(record, self._run_dir(record))
             await self._records.save(
@@ -431,10 +431,6 @@ class Lifecycle:
 
     def _files(self, record: Record) -> SnapshotStore:
         return SnapshotStore(self._rooms.paths.instance_dir(record.id))
-
-    def refuse_removed(self, record: Record) -> None:
-        if record.removed:
-            raise NotFound(f"no instance {record.name!r}: it was removed", hint="twofold list")
 
 
 def _title(record: Record, planned: Planned) -> str:

@@ -10,7 +10,7 @@ import logging
 from contextlib import AsyncExitStack
 from typing import Any
 
-from twofold.errors import Conflict, InvalidInput, NotFound, TwofoldError
+from twofold.errors import Conflict, InvalidInput, TwofoldError
 from twofold.instance import states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.facts import write_facts
@@ -41,8 +41,7 @@ class Limits:
                 "nothing to change", hint=f"twofold set {record.name} cpus=2 memory=1g pids=500"
             )
         async with record.lock:
-            if record.removed:
-                raise NotFound(f"no instance {record.name!r}: it was removed", hint="twofold list")
+            record.refuse_removed()
             states.check("set", record.state, record.name)
             before = record.spec
             spec = before.model_copy(update=changes)

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from twofold.errors import IllegalState, NotFound
+from twofold.errors import IllegalState
 from twofold.instance import own_os, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.lifecycle import Lifecycle
@@ -39,8 +39,7 @@ class Opening:
                 details={"name": record.name, "state": record.state.value, "verb": "copy"},
             )
         async with record.lock, AsyncExitStack() as undo:
-            if record.removed:
-                raise NotFound(f"no instance {record.name!r}: it was removed", hint="twofold list")
+            record.refuse_removed()
             if record.active:  # it was started while this call waited
                 states.check("copy", record.state, record.name)
             else:

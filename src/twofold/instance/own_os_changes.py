@@ -10,7 +10,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from twofold.errors import Conflict, InvalidInput, NotFound, Unsupported
+from twofold.errors import Conflict, InvalidInput, Unsupported
 from twofold.hypervisor import firmware, media
 from twofold.instance import own_os, own_os_files, own_os_hardware, states
 from twofold.instance.collaborators import Collaborators
@@ -20,6 +20,7 @@ from twofold.instance.own_os_wall import OwnOsWall
 from twofold.instance.record import Record
 from twofold.model.instance import InstanceChange, InstanceSpec
 from twofold.operations import Operation
+from twofold.storage import disk
 
 FIELDS = frozenset({"cdrom", "floppy", "boot", "hardware", "os"})
 
@@ -50,8 +51,7 @@ class Refitting:
                 "drives and hardware are set apart from limits", hint="use two commands"
             )
         async with record.lock:
-            if record.removed:
-                raise NotFound(f"no instance {record.name!r}: it was removed", hint="twofold list")
+            record.refuse_removed()
             states.check("set", record.state, record.name)
             if "hardware" in ours or "os" in ours:
                 await self._refit(record, changes, operation)
@@ -138,7 +138,7 @@ class Refitting:
             if gets.firmware != "bios" and not os.path.exists(own_os.nvram_file(directory)):
                 files = await asyncio.to_thread(firmware.find, gets.firmware)
                 nvram = own_os.nvram_file(directory)
-                await asyncio.to_thread(own_os_files.copy_of, files.nvram, nvram)
+                await asyncio.to_thread(disk.copy, files.nvram, nvram)
             await asyncio.to_thread(own_os_files.write_fitting, directory, gets)
             facts = {**record.facts, **own_os_hardware.facts(gets)}
             await self._save(record, {**update, "hardware": gets.profile}, facts=facts)

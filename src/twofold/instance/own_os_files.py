@@ -8,13 +8,12 @@ Blocks: call these in threads.
 
 import json
 import os
-import shutil
 import stat
 
 from twofold.errors import Conflict, InvalidInput, NoSpace, TwofoldError
 from twofold.instance.own_os import Fitting, fitting_from_dict
 from twofold.linux.syncfs import syncfs
-from twofold.storage import disk
+from twofold.storage import disk, moments
 
 MOST_BYTES = 64 << 40
 _FITTING = "hardware.json"
@@ -34,11 +33,6 @@ def empty_disk(path: str, size_bytes: int) -> None:
             os.close(handle)
     except OSError as error:
         raise NoSpace(f"cannot make disk {path!r}: {error.strerror}", hint="df -h") from error
-
-
-def copy_of(source: str, path: str) -> None:
-    """The instance's own copy of an image. Raises NoSpace."""
-    disk.copy(source, path)
 
 
 def link_to(source: str, path: str) -> None:
@@ -62,12 +56,7 @@ def remove(path: str) -> None:
 
 def write_fitting(directory: str, fitting: Fitting) -> None:
     """Atomic, also for a power cut. Raises OSError."""
-    temporary = f"{directory}/{_FITTING}.new"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(fitting.to_dict(), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(temporary, f"{directory}/{_FITTING}")
+    moments.write_json(f"{directory}/{_FITTING}", fitting.to_dict())
 
 
 def make_durable(directory: str) -> None:
@@ -174,7 +163,3 @@ def _holders(name: str) -> list[str]:
         return sorted(os.listdir(f"/sys/class/block/{name}/holders"))
     except OSError:
         return []
-
-
-def free_bytes(directory: str) -> int:
-    return shutil.disk_usage(directory).free

@@ -19,6 +19,7 @@ from twofold.instance.walls import Live, Planned, limits_of
 from twofold.model.image import Image, ImageKind
 from twofold.model.instance import InstanceSpec
 from twofold.operations import Operation
+from twofold.storage import disk
 
 
 class OwnOsWall:
@@ -43,7 +44,7 @@ class OwnOsWall:
             operation.warn(warning, f"twofold show {record.name}")
         if fitting.firmware != "bios":
             files = await asyncio.to_thread(firmware.find, fitting.firmware)
-            await asyncio.to_thread(own_os_files.copy_of, files.nvram, own_os.nvram_file(directory))
+            await asyncio.to_thread(disk.copy, files.nvram, own_os.nvram_file(directory))
         await self._make_disks(spec, image, directory, operation)
         for number, name in enumerate(spec.cdrom):
             await self.put_disc(name, own_os.disc_file(directory, number), operation)
@@ -71,7 +72,7 @@ class OwnOsWall:
     async def _copy(self, image: Image, path: str, operation: Operation) -> None:
         source = await self._images.disk_file(image.digest, operation)
         async with operation.step(f"Copying the disk {_shown(image)}"):
-            await asyncio.to_thread(own_os_files.copy_of, source, path)
+            await asyncio.to_thread(disk.copy, source, path)
 
     async def put_disc(self, name: str, path: str, operation: Operation) -> None:
         """``path`` is then the disc of that name, whatever becomes of the image."""
@@ -83,7 +84,7 @@ class OwnOsWall:
         """``path`` is then a copy of the floppy disk of that name, to be written to."""
         image = await self._image(name, ImageKind.FLOPPY, operation)
         source = await self._images.disk_file(image.digest, operation)
-        await asyncio.to_thread(own_os_files.copy_of, source, path)
+        await asyncio.to_thread(disk.copy, source, path)
 
     async def _image(self, name: str, kind: ImageKind, operation: Operation) -> Image:
         image = await self._images.ensure(name, operation)

@@ -102,6 +102,11 @@ class Record:
         """Whether a sandbox belongs to it now."""
         return self.state not in (State.CREATED, State.STOPPED, State.SUSPENDED)
 
+    def refuse_removed(self) -> None:
+        """For who has waited for the lock. Raises NotFound."""
+        if self.removed:
+            raise NotFound(f"no instance {self.name!r}: it was removed", hint="twofold list")
+
     def change(self, **changes: Any) -> dict[str, Any]:
         """Set fields, wake the waiting; returns the columns to write."""
         for name, value in changes.items():

@@ -66,7 +66,7 @@ class Snapshots:
         NoSpace."""
         files = self._files(record)
         async with record.lock, AsyncExitStack() as undo:
-            self._lifecycle.refuse_removed(record)
+            record.refuse_removed()
             states.check("snapshot", record.state, record.name)
             if memory:
                 self._check_for_memory(record)
@@ -135,7 +135,7 @@ class Snapshots:
         memory. Raises NotFound, Conflict, IllegalState, NoSpace; it is as before then."""
         files = self._files(record)
         async with record.lock:
-            self._lifecycle.refuse_removed(record)
+            record.refuse_removed()
             states.check("restore", record.state, record.name)
             snapshot = await asyncio.to_thread(files.find, name)
             active = record.active
@@ -198,7 +198,7 @@ class Snapshots:
     async def remove(self, record: Record, name: str) -> int:
         """Bytes freed at most. Raises NotFound."""
         async with record.lock:
-            self._lifecycle.refuse_removed(record)
+            record.refuse_removed()
             return await to_the_end(self._files(record).remove, name)
 
     def _files(self, record: Record) -> SnapshotStore:

@@ -100,7 +100,7 @@ class Suspension:
     async def suspend(self, record: Record, operation: Operation) -> None:
         """Raises Unsupported, IllegalState, NoSpace, GuestFailed, TimedOut; it runs on then."""
         async with record.lock:
-            self._lifecycle.refuse_removed(record)
+            record.refuse_removed()
             check_memory(record)
             states.check("suspend", record.state, record.name)
             files = self._files(record)
@@ -122,7 +122,7 @@ class Suspension:
         """Give up the memory of one that sleeps, as a power cut would: its next start boots. Also
         that of a stopped one which an interrupted change has left, and no start can use."""
         async with record.lock:
-            self._lifecycle.refuse_removed(record)
+            record.refuse_removed()
             files = self._files(record)
             left = record.state is State.STOPPED and files.suspended() is not None
             if not left:

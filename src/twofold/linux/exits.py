@@ -44,11 +44,6 @@ def of_stranger(pid: int, pidfd: int) -> tuple[int, int] | None:
     return None if status is None else exit_code_of(status)
 
 
-def is_reaped(events: int) -> bool:
-    """Whether the events of a pidfd say that nothing is left of its process."""
-    return bool(events & select.POLLHUP)
-
-
 def _of_zombie(pid: int) -> int | None:
     fields = _stat(pid)
     if not fields or fields[3 - 1] != "Z":

@@ -92,10 +92,6 @@ class Options:
     def read_only(self) -> bool:
         return bool((self.attributes | self.recursive_attributes) & lm.ATTR_RDONLY)
 
-    @property
-    def changes_attributes(self) -> bool:
-        return bool(self.attributes | self.clear | self.recursive_attributes | self.recursive_clear)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Mount:
