@@ -129,6 +129,16 @@ def spec(empty_image: Path, tmp_path: Path) -> machine.MachineSpec:
     )
 
 
+@pytest.mark.slow
+def test_a_nested_guest_boots_with_its_least_memory(
+    spec: machine.MachineSpec, bundle: KernelBundle, qemu_root: str
+) -> None:
+    memory_bytes = machine.MINIMUM_NESTED_BYTES
+    nested = replace(spec, hardware="emulated", nested=True, memory_bytes=memory_bytes)
+    with boot(nested, bundle, qemu_root) as booted:
+        assert booted.hello()["modules_failed"] == []
+
+
 @pytest.mark.parametrize("hardware", ["virtio", "emulated"])
 def test_the_agent_answers_from_a_jailed_unprivileged_qemu(
     hardware: str, spec: machine.MachineSpec, bundle: KernelBundle, qemu_root: str

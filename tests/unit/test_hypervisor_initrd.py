@@ -95,7 +95,7 @@ def test_requirements_come_from_the_modules_own_words() -> None:
     assert modules.requirements(b"\0depends=\0") == ()
 
 
-def test_entries_follow_the_documented_layout() -> None:
+def entries(*, nested: bool = False) -> dict[str, cpio.Entry]:
     brought = Interpreter(
         binary="/usr/bin/python3.11",
         version="3.11.2",
@@ -106,15 +106,26 @@ def test_entries_follow_the_documented_layout() -> None:
         extensions={"_ctypes": "/dyn/_ctypes.so"},
     )
     paths = ("/usr/bin/python3.11", "/lib/ld.so", "/lib/libc.so.6", "/dyn/_ctypes.so")
-    entries = initrd.entries(
+    made = initrd.entries(
         "virtio",
         release="6.1.0",
         interpreter=brought,
         compiled={"os": b"o", "twofold": b"t", "twofold.guest.agent": b"a"},
         files=dict.fromkeys(paths, b"bytes"),
-        kernel_modules={"virtio_blk": b"\0depends=virtio\0", "virtio": b"\0depends=\0"},
+        kernel_modules={
+            "virtio_blk": b"\0depends=virtio\0",
+            "virtio": b"\0depends=\0",
+            "kvm_amd": b"\0depends=kvm\0",
+            "kvm": b"\0depends=\0",
+        },
+        nested=nested,
     )
-    by_path = {entry.path: entry for entry in entries}
+    listing(cpio.archive(made))
+    return {entry.path: entry for entry in made}
+
+
+def test_entries_follow_the_documented_layout() -> None:
+    by_path = entries()
     assert by_path["init"].mode & 0o111
     assert by_path["lib/twofold/modules"].data == (
         b"/lib/twofold/ko/virtio.ko\n/lib/twofold/ko/virtio_blk.ko\n"
@@ -129,7 +140,18 @@ def test_entries_follow_the_documented_layout() -> None:
         "lib64/ld-linux-x86-64.so.2",
         "dev/console",
     } <= set(by_path)
-    listing(cpio.archive(entries))
+
+
+def test_only_who_may_nest_carries_kvm() -> None:
+    plain, nested = set(entries()), entries(nested=True)
+    assert nested["lib/twofold/modules.nested"].data == (
+        b"/lib/twofold/ko/kvm.ko\n/lib/twofold/ko/kvm_amd.ko\n"
+    )
+    assert set(nested) - plain == {
+        "lib/twofold/modules.nested",
+        "lib/twofold/ko/kvm.ko",
+        "lib/twofold/ko/kvm_amd.ko",
+    }
 
 
 def test_survey_names_what_an_import_needs(tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ def test_kernel_arguments_are_appended() -> None:
         {"vcpus": 0},
         {"vcpus": 256},
         {"memory_bytes": 64 << 20},
+        {"memory_bytes": 128 << 20, "nested": True},
         {"shares": (Share(tag="v0"), Share(tag="v0"))},
         {"shares": (Share(tag="a,path=/etc"),)},
         {"shares": (Share(tag="../etc"),)},

@@ -3,8 +3,8 @@
 ``/init`` calls ``twofold.guest.agent.main``. The agent finds in the root of the initrd
 ``/lib/twofold/modules`` (kernel modules to load before the disks are mounted, one path per line, in
 order) and, each optional, ``modules.net`` (loaded when there is a network), ``modules.share`` (when
-there are volumes), ``modules.nested`` (when it may run virtual machines) and ``modules.late`` (when
-the payload has started). The layout is drawn in docs/contributing/guest-boot.md.
+there are volumes), ``modules.nested`` (only in the initrd of a guest that may run virtual machines)
+and ``modules.late`` (when the payload has started). The layout is drawn in docs/contributing/guest-boot.md.
 """
 
 AGENT_MODULE = "twofold.guest.agent"

@@ -29,9 +29,10 @@ def entries(
     compiled: Mapping[str, bytes],
     files: Mapping[str, bytes],
     kernel_modules: Mapping[str, bytes],
+    nested: bool = False,
     launcher: str = LAUNCHER,
 ) -> list[cpio.Entry]:
-    """The archive's entries for one hardware profile.
+    """The archive's entries for one hardware profile; with KVM's modules when ``nested``.
 
     ``compiled``: module name → .pyc; ``files``: host path → bytes of binary, loader, libraries and
     extensions; ``kernel_modules``: name → bytes.
@@ -40,7 +41,7 @@ def entries(
         *_frame(release, launcher),
         *_interpreter(interpreter, files),
         *_python_modules(interpreter, compiled),
-        *_kernel_modules(hardware, kernel_modules),
+        *_kernel_modules(hardware, kernel_modules, nested=nested),
     ]
 
 
@@ -91,15 +92,18 @@ def _python_modules(interpreter: Interpreter, compiled: Mapping[str, bytes]) -> 
     return result
 
 
-def _kernel_modules(hardware: str, available: Mapping[str, bytes]) -> list[cpio.Entry]:
+def _kernel_modules(
+    hardware: str, available: Mapping[str, bytes], *, nested: bool
+) -> list[cpio.Entry]:
     requires = {name: modules.requirements(data) for name, data in available.items()}
     lists = {
         "modules": modules.ROOT[hardware],
         "modules.net": modules.NET[hardware],
         "modules.share": modules.SHARE[hardware],
-        "modules.nested": modules.NESTED,
         "modules.late": modules.LATE,
     }
+    if nested:  # 4 MB, which every other guest would have to hold as well
+        lists["modules.nested"] = modules.NESTED
     result, packed = [], set()
     for file_name, wanted in lists.items():
         order = modules.load_order(wanted, requires)

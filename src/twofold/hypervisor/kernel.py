@@ -3,7 +3,7 @@
     KERNELS/
         .lock
         linux/                    kernel.json vmlinux vmlinuz modules/NAME.ko
-        RELEASE-pyVERSION-DIGEST/ bundle.json vmlinux initrd.virtio initrd.emulated
+        RELEASE-pyVERSION-DIGEST/ bundle.json vmlinux initrd.{virtio,emulated}{,.nested}
 
 A bundle is keyed by everything it is made from, so a new agent or interpreter makes a new one and
 never changes one that a guest was started from. Built under a lock in a hidden directory and
@@ -12,6 +12,7 @@ renamed: it is there completely or not at all. Starts no guest.
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -21,11 +22,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from twofold.guest.manifest import AGENT_MODULES
-from twofold.hypervisor import cpio, initrd, interpreter, jail, kernel_source
+from twofold.hypervisor import cpio, initrd, interpreter, jail, kernel_source, profiles
 from twofold.hypervisor.kernel_source import Kernel
 from twofold.model.progress import Progress
 
-FORMAT = 1  # of the initrd's layout: raise it when the layout changes
+FORMAT = 2  # of the initrd's layout: raise it when the layout changes
 _SITE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 HARDWARE = ("virtio", "emulated")
 
@@ -38,7 +39,6 @@ class KernelBundle:
     key: str
     directory: str
     vmlinux: str
-    initrds: dict[str, str]  # hardware → path
 
 
 def ensure(kernels_dir: str, progress: Progress) -> KernelBundle:
@@ -85,7 +85,7 @@ def _build(kernel: Kernel, target: str, progress: Progress) -> KernelBundle:
         compiled = interpreter.compile_modules(brought, scratch)
         made = f"{scratch}/bundle"
         os.mkdir(made, 0o755)
-        for hardware in HARDWARE:
+        for hardware, nested in itertools.product(HARDWARE, (False, True)):
             entries = initrd.entries(
                 hardware,
                 release=kernel.release,
@@ -93,8 +93,10 @@ def _build(kernel: Kernel, target: str, progress: Progress) -> KernelBundle:
                 compiled=compiled,
                 files=files,
                 kernel_modules=kernel_modules,
+                nested=nested,
             )
-            initrd.write(f"{made}/initrd.{hardware}", cpio.archive(entries))
+            name = profiles.initrd_name(hardware, nested=nested)
+            initrd.write(f"{made}/{name}", cpio.archive(entries))
         os.link(kernel.vmlinux, f"{made}/vmlinux")
         with open(f"{made}/bundle.json", "w") as stream:
             json.dump({"release": kernel.release, "python": brought.version}, stream)
@@ -117,7 +119,6 @@ def _load(directory: str) -> KernelBundle | None:
         key=os.path.basename(directory),
         directory=directory,
         vmlinux=f"{directory}/vmlinux",
-        initrds={hardware: f"{directory}/initrd.{hardware}" for hardware in HARDWARE},
     )
 
 

@@ -24,7 +24,8 @@ _MIB = 1 << 20
 # What QEMU itself may need on top of the guest's memory: translated code, device state, stacks.
 TCG_CODE_BYTES = 256 * _MIB
 HYPERVISOR_BYTES = 96 * _MIB
-MINIMUM_MEMORY_BYTES = 144 * _MIB
+MINIMUM_MEMORY_BYTES = 128 * _MIB
+MINIMUM_NESTED_BYTES = 144 * _MIB  # KVM's modules come in the initrd
 
 BIRTHS = ("boot", "template", "fork", "copy", "resume")
 # What of a command line a saved state depends on, and the NIC's own address, which it brings.
@@ -101,7 +102,7 @@ def build(spec: MachineSpec) -> Machine:
         *(profile.shares(tuple((s.tag, s.read_only) for s in spec.shares), SHARE_DIR)),
         *profile.extras(),
         *("-kernel", f"{BOOT_DIR}/vmlinux"),
-        *("-initrd", f"{BOOT_DIR}/initrd.{spec.hardware}"),
+        *("-initrd", f"{BOOT_DIR}/{profiles.initrd_name(spec.hardware, nested=spec.nested)}"),
         *("-append", kernel_command_line(spec)),
     ]
     return Machine(
@@ -248,16 +249,22 @@ def check_processors(accelerator: str, vcpus: int) -> None:
         raise InvalidInput(f"{vcpus} virtual CPUs: a virtual machine has 1 to 255", hint="--cpus 1")
 
 
+def check_memory(memory_bytes: int, *, nested: bool) -> None:
+    """Refuses less than a kernel boots in."""
+    least = MINIMUM_NESTED_BYTES if nested else MINIMUM_MEMORY_BYTES
+    if memory_bytes < least:
+        raise InvalidInput(
+            f"memory {memory_bytes // _MIB} MiB is too small for a virtual machine: its kernel "
+            f"needs {least // _MIB} MiB{' with --nested' if nested else ''}",
+            hint=f"--memory {least // _MIB}m",
+        )
+
+
 def _check(spec: MachineSpec) -> None:
     if spec.birth not in BIRTHS:
         raise InvalidInput(f"birth {spec.birth!r} is none of {', '.join(BIRTHS)}")
     check_processors(spec.accelerator, spec.vcpus)
-    if spec.memory_bytes < MINIMUM_MEMORY_BYTES:
-        raise InvalidInput(
-            f"{spec.memory_bytes // _MIB} MiB of memory is too little for a virtual machine: "
-            f"its kernel needs {MINIMUM_MEMORY_BYTES // _MIB} MiB",
-            hint=f"--memory {MINIMUM_MEMORY_BYTES // _MIB}m",
-        )
+    check_memory(spec.memory_bytes, nested=spec.nested)
     check_mac(spec.mac)
     tags = [share.tag for share in spec.shares]
     if len(set(tags)) != len(tags):

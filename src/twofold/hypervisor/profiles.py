@@ -15,6 +15,12 @@ from twofold.hypervisor.options import escape
 # copies in words), and LA57 makes every page walk five levels deep. A third of the boot time.
 TCG_CPU = "max,erms=off,la57=off"
 
+
+def initrd_name(hardware: str, *, nested: bool) -> str:
+    """Its file in the kernel bundle."""
+    return f"initrd.{hardware}.nested" if nested else f"initrd.{hardware}"
+
+
 # The fsdev's options: the jailed QEMU is one unprivileged user, so it cannot keep owners anyway;
 # with "none" a chown that the host refuses is not an error in the guest.
 _SHARE = "local,id=share-{tag},path={path},security_model=none,multidevs=remap{read_only}"

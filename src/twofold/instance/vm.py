@@ -46,14 +46,8 @@ def this_moment() -> Moment:
 
 def check(spec: InstanceSpec) -> None:
     """Refuse early what the machine builder would refuse late."""
-    memory = spec.memory_bytes
-    if memory is not None and memory < machine.MINIMUM_MEMORY_BYTES:
-        least = machine.MINIMUM_MEMORY_BYTES >> 20
-        raise InvalidInput(
-            f"memory {memory >> 20} MiB is too small for a virtual machine: its kernel needs "
-            f"{least} MiB",
-            hint=f"--memory {least}m",
-        )
+    if spec.memory_bytes is not None:
+        machine.check_memory(spec.memory_bytes, nested=spec.nested)
     if spec.system and spec.pids is not None:
         raise InvalidInput(
             f"pids {spec.pids} cannot be set on the image's own init in a virtual machine: it "
