@@ -4,7 +4,8 @@
 ``/lib/twofold/modules`` (kernel modules to load before the disks are mounted, one path per line, in
 order) and, each optional, ``modules.net`` (loaded when there is a network), ``modules.share`` (when
 there are volumes), ``modules.nested`` (only in the initrd of a guest that may run virtual machines)
-and ``modules.late`` (when the payload has started). The layout is drawn in docs/contributing/guest-boot.md.
+and ``modules.late`` (when the payload has started). The layout is drawn in
+docs/contributing/guest-boot.md.
 """
 
 AGENT_MODULE = "twofold.guest.agent"
