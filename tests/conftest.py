@@ -1,6 +1,7 @@
 """Options and skips for all tests. What starts guests is in ``tests/system/conftest.py``."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="only the tests that share the session's Twofold, or only the others; scripts/test "
         "runs both at once",
     )
+
+
+def pytest_configure() -> None:
+    # What a shell starts in the background ignores Ctrl-C, and so would every command we start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_twofold import FakeTwofold, instance, ndjson, reply
@@ -251,6 +252,22 @@ def test_the_error_of_a_start_is_printed_once(fake: FakeTwofold) -> None:
     done = fake.run("run", "--rm", "debian", "nope")
     assert done.returncode == 127
     assert done.stderr == b"twofold: error: 'nope' is not in the image\nhint: PATH\n"
+
+
+def test_a_signal_between_the_reply_and_the_copying_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passed_on: list[str] = []
+    door = SimpleNamespace(signal=passed_on.append, close=lambda: None)
+    one = session.Session(
+        SimpleNamespace(), tty=False, interactive=False, direct=True, operates=False
+    )
+    monkeypatch.setattr(one, "_door", door)
+    monkeypatch.setattr(one, "_copy", lambda door: 0)
+    with one:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert one.finish() == 0
+    assert passed_on == ["SIGTERM"]
 
 
 def test_interrupted_before_the_start(fake: FakeTwofold) -> None:

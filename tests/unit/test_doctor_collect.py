@@ -97,6 +97,8 @@ def test_a_trial_that_is_late_says_nothing_of_what_it_tries(
         why = survey.trial("mounts", "overlay")
         yield Fact(id="overlay", title="Overlay", group="host", status="missing", reason=why)
 
+    (tmp_path / "sitecustomize.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # the child's interpreter never gets going
     monkeypatch.setattr(rounds, "GROUPS", (group(asking, asking),))
     found = doctor.collect(Paths(str(tmp_path)), deadline_s=0.001)
     assert [fact.id for fact in found] == ["check-asking"] * 2

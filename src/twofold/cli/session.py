@@ -121,8 +121,6 @@ class Session:
                 raise InterruptedStartError(self._interrupted) from None
             if not isinstance(error, Unavailable) or not self._door.waiting():
                 raise
-        if self._interrupted:  # it was too late to cancel: the payload runs and gets the signal
-            self._door.signal(signal.Signals(self._interrupted).name)
 
     def _open_door(self) -> Door:
         path = self.client.paths.door_socket
@@ -192,7 +190,9 @@ class Session:
         assert self._door
         for name in FORWARDED[4:]:
             signal.signal(getattr(signal, name), self._on_signal)
-        self._running = True
+        self._running = True  # from here on the handler itself passes signals on
+        if self._interrupted:  # it was too late to cancel: the payload runs and gets the signal
+            self._door.signal(signal.Signals(self._interrupted).name)
         try:
             return self._copy(self._door)
         except DetachKeysError:

@@ -29,12 +29,15 @@ else:
     import _socket as socket
 
 _SIGKILL = 9
+_EARLY_SIGNALS_LIMIT = 16
 
 
 class JoinedProcess:
     """An ``exec`` in a container: the joining helper, then the process inside.
 
-    ``known`` is called when the process inside is there, before it runs anything.
+    ``known`` is called when the process inside is there, before it runs anything. A signal that
+    comes before the helper has named it waits for that: whoever read its first words may be ahead
+    of the helper's message.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class JoinedProcess:
         self._failed = False
         self._helper_pid = helper_pid
         self._inside: Mortal | None = None
+        self._early_signals: list[int] = []
         if sync is not None:
             sync.setblocking(False)
             loop.watch(sync.fileno(), READ, self._message)
@@ -101,9 +105,11 @@ class JoinedProcess:
         return visit
 
     def send_signal(self, number: int) -> None:
-        if self._inside is not None and number == _SIGKILL:
+        if self._inside is None:
+            self._early_signals = [*self._early_signals, number][-_EARLY_SIGNALS_LIMIT:]
+        elif number == _SIGKILL:
             self._inside.kill_group()
-        elif self._inside is not None:
+        else:
             self._inside.signal(number)
 
     def disown(self) -> None:
@@ -129,6 +135,8 @@ class JoinedProcess:
             os.waitpid(self._helper_pid, 0)  # it has nothing left to do but exit
             self._helper_pid = -1
             self._known()
+            for number in self._early_signals:
+                self.send_signal(number)
         elif "terminal" in message and fds:
             self._session.take_terminal(fds.pop())
         elif "done" in message:
