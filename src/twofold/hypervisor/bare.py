@@ -216,7 +216,7 @@ def _agent_port(hardware: Hardware) -> list[str]:
     return [
         *("-chardev", "socket,id=agent,fd={fd:agent}"),
         *("-device", "virtio-serial-pci,id=ports,max_ports=2"),
-        *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
+        *("-device", "virtserialport,chardev=agent,id=guest-agent,name=org.qemu.guest_agent.0"),
     ]
 
 

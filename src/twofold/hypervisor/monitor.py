@@ -30,6 +30,7 @@ from twofold.hypervisor.monitor_qemu import Qemu, pair
 from twofold.hypervisor.monitor_screen import Screen
 from twofold.hypervisor.monitor_session import (
     GuestProcess,
+    Session,
     Watcher,
     guest_is_gone,
     open_frame,
@@ -296,17 +297,17 @@ class Monitor(Watcher):
 
     # -- the payload (Watcher) --------------------------------------------------------------
 
-    def started(self, session: GuestProcess) -> None:
+    def started(self, session: Session) -> None:
         self._ready = True
         self._tell({"ready": True, "facts": self._birth.facts, "warnings": self._birth.warnings})
 
-    def exited(self, session: GuestProcess, exit_code: int) -> None:
+    def exited(self, session: Session, exit_code: int) -> None:
         self._end(exit_code)
 
-    def ended(self, session: GuestProcess, exit_code: int) -> None:
+    def ended(self, session: Session, exit_code: int) -> None:
         self.forget(session)
 
-    def failed(self, session: GuestProcess, error: TwofoldError) -> None:
+    def failed(self, session: Session, error: TwofoldError) -> None:
         self._sessions.pop(session.number, None)
         if self._leaving or (self._link_failure and self._ready):
             return  # the payload may well live on; only QEMU's end is its end now
@@ -435,7 +436,7 @@ class Monitor(Watcher):
 
     def open_session(
         self, watcher: Watcher, request: dict[str, Any], stdio: tuple[int, int, int]
-    ) -> GuestProcess:
+    ) -> Session:
         """Raises Unavailable, InvalidInput; the descriptors are taken over when it does not."""
         if self._link_failure or not self._ready or self._exit_code is not None:
             reason = self._link_failure or "it is starting or stopping"
@@ -449,7 +450,7 @@ class Monitor(Watcher):
         self._sessions[number] = session
         return session
 
-    def forget(self, session: GuestProcess) -> None:
+    def forget(self, session: Session) -> None:
         self._sessions.pop(session.number, None)
 
     def hold(self, held: Callable[[], None]) -> None:
@@ -462,7 +463,7 @@ class Monitor(Watcher):
     def let_go(self) -> None:
         self._birth.let_go()
 
-    def steer(self, session: GuestProcess | None, request: dict[str, Any]) -> None:
+    def steer(self, session: Session | None, request: dict[str, Any]) -> None:
         """``signal``, ``resize``, ``shutdown`` or ``leave``; of the payload without ``session``.
 
         Nonsense from the keeper is ignored.

@@ -24,6 +24,7 @@ from twofold.hypervisor.monitor_loop import Loop
 from twofold.hypervisor.monitor_qemu import printable
 from twofold.hypervisor.monitor_session import (
     GuestProcess,
+    Session,
     Watcher,
     error_of_guest,
     open_frame,
@@ -270,17 +271,17 @@ class Freezer(Watcher):
         self._number += 1
         self._open(self._number, "exec", process=process)
 
-    def started(self, session: GuestProcess) -> None:
+    def started(self, session: Session) -> None:
         if session.number == protocol.PAYLOAD_SESSION:  # the init runs: until it is up and quiet
             self._settling = True
             self._number += 1
             self._open(self._number, "errand", what="settle")
 
-    def ended(self, session: GuestProcess, exit_code: int) -> None:
+    def ended(self, session: Session, exit_code: int) -> None:
         self._settling = False
         self._next()
 
-    def failed(self, session: GuestProcess, error: TwofoldError) -> None:
+    def failed(self, session: Session, error: TwofoldError) -> None:
         if self._settling or session.number == protocol.PAYLOAD_SESSION:
             self._failed(error.message)
         else:

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from twofold.errors import Conflict, InvalidInput, TwofoldError
 from twofold.hypervisor.monitor_loop import Loop
-from twofold.hypervisor.monitor_session import GuestProcess, Watcher
+from twofold.hypervisor.monitor_session import Session, Watcher
 from twofold.linux import sockets
 
 SIGRTMIN = 34
@@ -34,9 +34,9 @@ class Machine(Protocol):
 
     def open_session(
         self, watcher: Watcher, request: dict[str, Any], stdio: tuple[int, int, int]
-    ) -> GuestProcess: ...
-    def steer(self, session: GuestProcess | None, request: dict[str, Any]) -> None: ...
-    def forget(self, session: GuestProcess) -> None: ...
+    ) -> Session: ...
+    def steer(self, session: Session | None, request: dict[str, Any]) -> None: ...
+    def forget(self, session: Session) -> None: ...
     def hold(self, held: Callable[[], None]) -> None: ...
     def let_go(self) -> None: ...
 
@@ -128,19 +128,19 @@ class _Client(Watcher):
 
     def __init__(self, sock: socket.socket, clients: Clients) -> None:
         self.sock, self._clients = sock, clients
-        self.session: GuestProcess | None = None
+        self.session: Session | None = None
 
     def held(self) -> None:
         self._tell({"event": "held"})
 
-    def started(self, session: GuestProcess) -> None:
+    def started(self, session: Session) -> None:
         self._tell({"event": "started"})
 
-    def ended(self, session: GuestProcess, exit_code: int) -> None:
+    def ended(self, session: Session, exit_code: int) -> None:
         self._tell({"event": "exit", "exit_code": exit_code})
         self._clients.gone(self)
 
-    def failed(self, session: GuestProcess, error: TwofoldError) -> None:
+    def failed(self, session: Session, error: TwofoldError) -> None:
         self.refuse(error)
 
     def refuse(self, error: TwofoldError) -> None:

@@ -15,23 +15,38 @@ _OPEN_TIMEOUT_S = 60.0
 Post = Callable[[Callable[[], None]], None]
 
 
+class Session:
+    """What somebody waits for in the guest."""
+
+    number = 0
+
+    def signal(self, number: int, *, group: bool = False) -> None:
+        raise NotImplementedError
+
+    def resize(self, rows: int, cols: int) -> None:
+        raise NotImplementedError
+
+    def hang_up(self) -> None:
+        raise NotImplementedError
+
+
 class Watcher:
     """Who is told what becomes of a session. Each method is called in the monitor's loop."""
 
-    def started(self, session: "GuestProcess") -> None:
+    def started(self, session: Session) -> None:
         raise NotImplementedError
 
-    def exited(self, session: "GuestProcess", exit_code: int) -> None:
+    def exited(self, session: Session, exit_code: int) -> None:
         """It has ended, but some of its output may still wait for a reader."""
 
-    def ended(self, session: "GuestProcess", exit_code: int) -> None:
+    def ended(self, session: Session, exit_code: int) -> None:
         raise NotImplementedError
 
-    def failed(self, session: "GuestProcess", error: TwofoldError) -> None:
+    def failed(self, session: Session, error: TwofoldError) -> None:
         raise NotImplementedError
 
 
-class GuestProcess:
+class GuestProcess(Session):
     """``stdio`` are descriptors it takes over: (in, out, err), each -1 for none.
 
     The watcher hears ``started`` at most once, then ``ended`` or ``failed`` exactly once, after

@@ -19,6 +19,7 @@ from twofold.instance.collaborators import Collaborators
 from twofold.instance.exposure import Exposer
 from twofold.instance.facts import write_facts
 from twofold.instance.forking import Forks
+from twofold.instance.guest_agents import GuestAgents
 from twofold.instance.lifecycle import Lifecycle
 from twofold.instance.limits import Limits
 from twofold.instance.opening import Opening
@@ -63,6 +64,7 @@ class InstanceManager:
         self.records = rooms.records
         self.walls = walls
         self.lifecycle = Lifecycle(rooms, walls)
+        self.agents = GuestAgents(rooms.paths)
         self.sessions = Sessions(rooms, Opening(rooms, self.lifecycle))
         self.gauge = Gauge(rooms)
         self.exposer = Exposer(rooms, self.gauge)

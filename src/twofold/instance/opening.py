@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from twofold.errors import IllegalState
-from twofold.instance import own_os, states
+from twofold.instance import states
 from twofold.instance.collaborators import Collaborators
+from twofold.instance.guest_agents import GuestAgents
 from twofold.instance.lifecycle import Lifecycle
 from twofold.instance.place import Place
 from twofold.instance.record import Record
@@ -25,10 +26,10 @@ class Opening:
     @asynccontextmanager
     async def opened(self, record: Record) -> AsyncIterator[None]:
         """While the block runs, the keeper can copy out of ``record`` and into it."""
-        if record.has_own_os:
-            raise own_os.no_agent(record.name, "copy files of")
         if record.active:
             states.check("copy", record.state, record.name)
+            if record.has_own_os:
+                await GuestAgents(self._rooms.paths).check(record, "copy files of")
             yield
             return
         if record.is_vm:

@@ -8,6 +8,7 @@ Refuses whatever would need an agent inside to come true.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ from twofold.instance.place import Allocation, Place, hostname_of
 from twofold.model.image import Image, ImageKind
 from twofold.model.instance import Hardware as Profile
 from twofold.model.instance import InstanceSpec, Isolation
-from twofold.runtime.plan import Cgroup, OpenFile, Rootfs, SandboxPlan, Vm
+from twofold.runtime.plan import Cgroup, OpenFile, Process, Rootfs, SandboxPlan, Vm
 
 DEFAULT_MEMORY_BYTES = 512 << 20
 DEFAULT_VCPUS = 1
@@ -273,7 +274,7 @@ def machine_plan(
         vm=Vm(
             argv=built.argv,
             open_files=(*built.open_files, console),
-            guest={"mode": "machine"},
+            guest={"mode": "machine", "agent": fitting.hardware.agent_port},
             ready_timeout_s=READY_TIMEOUT_S,
             doors=("serial", "vnc"),
             vnet_header=fitting.hardware.vnet_header,
@@ -281,11 +282,33 @@ def machine_plan(
     )
 
 
-def no_agent(name: str, verb: str, *, hint: str = "") -> TwofoldError:
+def no_agent(name: str, verb: str, *, why: str = "", hint: str = "") -> TwofoldError:
     """Why a verb that needs somebody inside cannot work, and what would."""
     return Unsupported(
         f"cannot {verb} {name!r}: it runs an operating system of its own, with no agent of "
-        "Twofold in it, and no qemu-guest-agent answers",
+        f"Twofold in it, and {why or 'no qemu-guest-agent answers'}",
         hint=hint or f"twofold screen {name}; or install qemu-guest-agent inside",
         details={"name": name, "missing": "agent"},
+    )
+
+
+def agent_process(
+    command: Sequence[str],
+    *,
+    env: Sequence[str],
+    workdir: str | None,
+    user: str | None,
+    tty: bool,
+) -> Process:
+    """What qemu-guest-agent is to run. "" are its own directory and user."""
+    if not command or not command[0]:
+        raise InvalidInput("no command to execute", hint="twofold exec NAME COMMAND")
+    return Process(
+        argv=tuple(command),
+        env=tuple(word for word in env if "=" in word),
+        cwd=workdir or "",
+        user=user or "",
+        tty=tty,
+        init=False,
+        seccomp="",
     )

@@ -26,6 +26,7 @@ from twofold.errors import (
 )
 from twofold.instance import own_os, states
 from twofold.instance.collaborators import Collaborators
+from twofold.instance.guest_agents import GuestAgents
 from twofold.instance.opening import Opening
 from twofold.instance.process import absolute, exec_process, signal_name
 from twofold.instance.record import Record
@@ -60,6 +61,7 @@ class Sessions:
     def __init__(self, rooms: Collaborators, opening: Opening) -> None:
         self._keeper = rooms.keeper
         self._opening = opening
+        self._agents = GuestAgents(rooms.paths)
         self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
         # An end may be read before its beginner has got the session's name.
         self._owners: dict[str, str] = {}  # session → instance, of those that may still run
@@ -112,7 +114,7 @@ class Sessions:
 
     async def execute(self, record: Record, request: ExecRequest, *, ticket: str) -> str:
         """Run a command with the stdio that was parked under ``ticket``; its session's name."""
-        process = self._process(record, request)
+        process = await self._process(record, request)
         reply = await self._keeper.call(
             "exec", id=record.id, process=asdict(process), ticket=ticket
         )
@@ -148,7 +150,7 @@ class Sessions:
         self, record: Record, request: ExecRequest, *, stdin: bytes, timeout_s: float
     ) -> Captured:
         """Run a command, feed it ``stdin``, return what it wrote and how it ended."""
-        process = self._process(record, request)
+        process = await self._process(record, request)
         with ExitStack() as pipes:
             in_read, in_write = _pipe(pipes)
             out_read, out_write = _pipe(pipes)
@@ -192,10 +194,17 @@ class Sessions:
         except TwofoldError as error:
             log.warning("session %s could not be ended: %s", session, error.message)
 
-    def _process(self, record: Record, request: ExecRequest) -> plan.Process:
+    async def _process(self, record: Record, request: ExecRequest) -> plan.Process:
         states.check("exec", record.state, record.name)
         if record.has_own_os:
-            raise own_os.no_agent(record.name, "run a command in")
+            await self._agents.check(record, "run a command in")
+            return own_os.agent_process(
+                request.command,
+                env=request.env,
+                workdir=request.workdir,
+                user=request.user,
+                tty=request.tty,
+            )
         if record.main is None:
             raise RuntimeFailed(f"{record.name!r} has no main process", hint="restart it")
         return exec_process(

@@ -232,9 +232,7 @@ class _Copying:
         if state is State.RUNNING:
             if not self.record.is_vm:
                 return "frozen", await self._standing_still()
-            if self.record.has_own_os:
-                self._warn("its operating system has no agent of ours")
-            elif await self._held_by_guest():
+            if await self._held_by_guest():
                 return "frozen", None
             return "crash", await self._standing_still()
         await self.content()

@@ -203,6 +203,11 @@ class Instance(BaseModel):
     weakened: list[str] = Field(
         default_factory=list, description="how it is less contained than by default, if it is"
     )
+    guest: dict[str, Any] | None = Field(
+        default=None,
+        description="what qemu-guest-agent in it says: agent (its version), hostname, system, "
+        "addresses; asked for where one instance is shown",
+    )
     isolation_facts: dict[str, Any] = Field(
         default_factory=dict, description="accelerator, kernel, id range: what stands in between"
     )

@@ -89,7 +89,10 @@ async def create_instance(request: Request, body: CreateRequest) -> Response:
 
 @router.get("/instances/{name}", response_model=Instance, summary="One instance")
 async def show_instance(request: Request, name: str) -> Response:
-    return raw_reply(services(request).instances.find(name).json())
+    manager = services(request).instances
+    record = manager.find(name)
+    said = await manager.agents.about(record)
+    return raw_reply(record.json()) if said is None else reply({**record.view(), "guest": said})
 
 
 @router.patch(

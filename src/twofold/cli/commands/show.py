@@ -103,6 +103,10 @@ def _draw(instance: dict[str, Any]) -> None:
             ("ports", output.port_words(spec.get("ports") or [])),
         ],
     )
+    guest = instance.get("guest") or {}
+    output.write_section(
+        "guest, as its agent says", [(key, value) for key, value in sorted(guest.items())]
+    )
     volumes = [
         f"{one['source']}:{one['target']}{':ro' if one.get('read_only') else ''}"
         for one in spec.get("volumes") or []
