@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 BOOT = ("disk", "cdrom", "floppy", "network")
+_TEXT_LIMIT = 1 << 18
 FIRMWARE = ("auto", "bios", "uefi", "uefi-secure")
 _SUFFIXES = (
     *(".iso", ".img", ".ima", ".flp", ".raw", ".qcow2", ".qcow", ".vmdk", ".vdi", ".vhd"),
@@ -58,6 +59,14 @@ def configure(parser: arguments.Parser) -> None:
     add("--firmware", choices=FIRMWARE, help="default: as the system needs it")
     add("--tpm", choices=("on", "off"), help="a TPM 2.0; default: as the system needs it")
     add(
+        "--ssh-key",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a public key that may log in (as --user, else as the image has it); by cloud-init",
+    )
+    add("--user-data", metavar="FILE", help="what cloud-init in it is told, in place of those")
+    add(
         "--usb",
         action="append",
         default=[],
@@ -85,7 +94,28 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
         "firmware": args.firmware,
         "tpm": None if args.tpm is None else args.tpm == "on",
         "host_devices": devices or None,
+        "ssh_keys": [key for path in args.ssh_key for key in _keys(path)] or None,
+        "user_data": _text(path=args.user_data) if args.user_data else None,
     }
+
+
+def _keys(path: str) -> list[str]:
+    lines = [line.strip() for line in _text(path=path).splitlines()]
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if any("PRIVATE KEY" in line for line in keys):
+        raise UsageError(f"{path!r} is a private key: it stays with you", hint=f"{path}.pub")
+    return keys
+
+
+def _text(*, path: str) -> str:
+    try:
+        with open(os.path.expanduser(path), encoding="utf-8") as file:
+            text = file.read(_TEXT_LIMIT + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path!r}: {error}") from None
+    if len(text) > _TEXT_LIMIT:
+        raise UsageError(f"{path!r} is longer than {_TEXT_LIMIT >> 10} KiB")
+    return text
 
 
 def image(text: str) -> str:

@@ -16,7 +16,7 @@ from twofold.errors import InvalidInput, TwofoldError, Unsupported
 from twofold.hypervisor import bare
 from twofold.hypervisor.bare import BareSpec, Drive, Firmware
 from twofold.hypervisor.bare_devices import Hardware
-from twofold.instance import kinds, vm
+from twofold.instance import kinds, seed, vm
 from twofold.instance.collaborators import MachineParts
 from twofold.instance.container import stdio_of
 from twofold.instance.place import Allocation, Place, hostname_of
@@ -36,7 +36,6 @@ _OF_A_PAYLOAD = {
     "entrypoint": "--entrypoint",
     "env": "--env",
     "workdir": "--workdir",
-    "user": "--user",
     "volumes": "--volume",
     "pids": "--pids",
     "cap_add": "--cap-add",
@@ -57,6 +56,8 @@ _OF_A_MACHINE = {
     "firmware": "--firmware",
     "tpm": "--tpm",
     "host_devices": "--usb and --pci",
+    "ssh_keys": "--ssh-key",
+    "user_data": "--user-data",
 }
 
 
@@ -150,6 +151,7 @@ def check(spec: InstanceSpec) -> None:
             f"boot order {','.join(spec.boot)!r} names something twice",
             hint=f"--boot {','.join(dict.fromkeys(spec.boot))}",
         )
+    seed.check(spec)
     if spec.tpm:
         raise Unsupported("--tpm on: Twofold does not run swtpm yet", hint="--tpm off")
     if spec.host_devices:
@@ -187,6 +189,8 @@ def drives(spec: InstanceSpec, directory: str) -> tuple[Drive, ...]:
             found.append(Drive(kind="disk", path=disk_file(directory, len(found))))
     for at, name in enumerate(spec.cdrom or [""]):
         found.append(Drive(kind="cdrom", path=disc_file(directory, at) if name else ""))
+    if seed.wanted(spec):
+        found.append(Drive(kind="cdrom", path=seed_file(directory)))
     if spec.floppy is not None:
         found.append(Drive(kind="floppy", path=floppy_file(directory) if spec.floppy else ""))
     return tuple(found)
@@ -202,6 +206,10 @@ def disc_file(directory: str, number: int) -> str:
 
 def floppy_file(directory: str) -> str:
     return f"{directory}/floppy.img"
+
+
+def seed_file(directory: str) -> str:
+    return f"{directory}/seed.iso"
 
 
 def nvram_file(directory: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from twofold.errors import InvalidInput
 from twofold.hypervisor import bare_devices, firmware
-from twofold.instance import own_os, own_os_files, own_os_hardware
+from twofold.instance import own_os, own_os_files, own_os_hardware, seed
 from twofold.instance.collaborators import Images, Keeper, Machines
 from twofold.instance.own_os import Fitting
 from twofold.instance.place import ImageRoot, Place
@@ -104,6 +104,9 @@ class OwnOsWall:
         for wish in record.spec.disks:
             if wish.device:  # what has been mounted since
                 await asyncio.to_thread(own_os_files.check_device, wish.device)
+        if seed.wanted(record.spec):
+            path = own_os.seed_file(place.directory)
+            await asyncio.to_thread(seed.write, path, seed.texts(record))
         parts = await self._machines.parts(operation, kernel=False)
         code = ""
         if fitting.firmware != "bios":

@@ -159,6 +159,14 @@ class InstanceSpec(Strict):
     )
     os: Line | None = Field(default=None, examples=["win11"], description="in place of a guess")
     firmware: Annotated[str, StringConstraints(pattern=r"^(auto|bios|uefi|uefi-secure)$")] = "auto"
+    ssh_keys: list[Line] = Field(
+        default_factory=list,
+        max_length=64,
+        description="public keys, for cloud-init in a machine with an operating system of its own",
+    )
+    user_data: Annotated[str, StringConstraints(max_length=262144)] | None = Field(
+        default=None, description="for cloud-init, in place of user and ssh_keys"
+    )
     tpm: bool | None = Field(default=None, description="null: as the operating system needs it")
     host_devices: list[HostDevice] = Field(default_factory=list, max_length=8)
 
