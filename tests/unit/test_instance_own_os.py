@@ -141,7 +141,7 @@ def test_the_plan_is_a_machine_in_a_jail_with_no_kernel_of_ours() -> None:
     )
     assert made.kind == "vm"
     assert made.vm is not None
-    assert made.vm.guest == {"mode": "machine"}
+    assert made.vm.guest == {"mode": "machine", "agent": False}
     assert not made.vm.vnet_header  # an e1000 knows nothing of it
     assert "/boot" not in {mount.target for mount in made.mounts}
     assert {file.name: file.path for file in made.vm.open_files} == {

@@ -22,6 +22,7 @@ EXAMPLES = (
     "twofold console --escape ctrl-x,q box",
     "twofold console --no-stdin box",
 )
+ESCAPE = b"\x1d"  # ctrl-]
 DESCRIPTION = """\
 Ctrl-] leaves. Who comes first types; who comes later looks, and types when the first has left. What
 was written before: twofold logs --console. A serial line has no size: where the guest draws on
@@ -36,7 +37,7 @@ def configure(parser: Parser) -> None:
     add(
         "--escape",
         type=keys.detach_keys,
-        default=b"\x1d",
+        default=ESCAPE,
         metavar="KEYS",
         help="keys that leave, comma-separated; default: ctrl-]",
     )

@@ -1,0 +1,96 @@
+"""What a guest with cloud-init is told, and which way a shell goes into it."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from twofold.cli import ways_in
+from twofold.errors import InvalidInput
+from twofold.instance import own_os, seed
+from twofold.model.instance import InstanceSpec
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJNx3Xh4 me@here"
+
+
+def spec(**wish: Any) -> InstanceSpec:
+    return InstanceSpec(image="disk", media="disk", **wish)
+
+
+def texts(wish: InstanceSpec, *, mac: str = "02:00:00:00:00:01") -> dict[str, str]:
+    record: Any = SimpleNamespace(id="3f2a9c0d1e4b5a67", name="my_box", spec=wish, mac=mac)
+    return seed.texts(record)
+
+
+def test_user_key_name_and_network_are_told() -> None:
+    told = texts(spec(user="me", ssh_keys=[KEY]))
+    meta = json.loads(told["meta-data"])
+    assert meta == {"instance-id": "3f2a9c0d1e4b5a67", "local-hostname": "my-box"}
+    assert told["user-data"].startswith("#cloud-config\n")
+    config = json.loads(told["user-data"].partition("\n")[2])
+    assert config["users"][0]["ssh_authorized_keys"] == [KEY]
+    assert config["hostname"] == "my-box"
+    assert config["ssh_pwauth"] is False
+    card = json.loads(told["network-config"])["ethernets"]["card"]
+    assert card == {"match": {"macaddress": "02:00:00:00:00:01"}, "dhcp4": True}
+    assert "network-config" not in texts(spec(ssh_keys=[KEY]), mac="")
+
+
+def test_a_file_of_the_users_own_is_passed_on_as_it_is() -> None:
+    assert texts(spec(user_data="#!/bin/sh\necho ä\n"))["user-data"] == "#!/bin/sh\necho ä\n"
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"user": "me"},
+        {"user": "a b", "ssh_keys": [KEY]},
+        {"user": "x:y", "ssh_keys": [KEY]},
+        {"ssh_keys": ["-----BEGIN OPENSSH PRIVATE KEY-----"]},
+        {"ssh_keys": ['ssh-rsa AAAA\x1b"']},
+        {"ssh_keys": [KEY], "user_data": "x"},
+    ],
+)
+def test_what_could_not_come_true_is_refused(wish: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput):
+        own_os.check(spec(**wish))
+
+
+def test_the_disc_is_the_last_drive_and_there_only_when_asked_for() -> None:
+    drives = own_os.drives(spec(ssh_keys=[KEY]), "/d")
+    assert [drive.path for drive in drives] == ["/d/disk-0.img", "", "/d/seed.iso"]
+    assert [drive.path for drive in own_os.drives(spec(), "/d")] == ["/d/disk-0.img", ""]
+
+
+def test_the_disc_is_one_that_cloud_init_finds(tmp_path: Path) -> None:
+    if shutil.which("xorriso") is None:
+        pytest.skip("xorriso is not installed: scripts/setup")
+    path = str(tmp_path / "seed.iso")
+    files = texts(spec(ssh_keys=[KEY]))
+    seed.write(path, files)
+    seed.write(path, files)  # anew at every start
+    assert [one.name for one in tmp_path.iterdir()] == ["seed.iso"]
+    volume = Path(path).read_bytes()[0x8000:0x8800]
+    assert volume[1:6] == b"CD001"
+    assert volume[40:72].strip() == b"CIDATA"
+    words = ["xorriso", "-osirrox", "on", "-indev", path, "-extract", "/", str(tmp_path / "out")]
+    subprocess.run(words, check=True, capture_output=True)
+    for name, content in files.items():
+        assert (tmp_path / "out" / name).read_text() == content
+
+
+def test_agent_then_ssh_then_console() -> None:
+    silent: dict[str, Any] = {"id": "3f", "address": "10.1.2.3", "spec": {"user": "me"}}
+    answering = {**silent, "guest": {"agent": "7.2"}}
+    assert ways_in.choose(answering, tty=False, ssh=True)[0] == "agent"
+    assert ways_in.choose(answering, tty=True, ssh=True)[0] == "ssh"
+    assert ways_in.choose(silent, tty=False, ssh=True)[0] == "ssh"
+    assert ways_in.choose(answering, tty=True, ssh=False)[0] == "console"
+    command = ways_in.ssh_command(silent, None, None)
+    assert command[-4:] == ["-l", "me", "--", "10.1.2.3"]
+    assert "HostKeyAlias=twofold-3f" in command
+    assert ways_in.ssh_command(silent, "you", "/a'b")[-1].startswith("cd '/a'\\''b' &&")
