@@ -159,6 +159,11 @@ class FakeKeeper:
         self._get(fields).setdefault("limits", {}).update(fields["limits"])
         return {"ok": True, "warnings": []}
 
+    def _plan(self, fields: dict[str, Any]) -> dict[str, Any]:
+        made = self.plans[fields["id"]]
+        limits = self._get(fields).get("limits", {})
+        return {"ok": True, "plan": {**made, "cgroup": {**made["cgroup"], **limits}}}
+
     def _release(self, fields: dict[str, Any]) -> dict[str, Any]:
         sandbox = self.sandboxes.get(fields["id"])
         if sandbox is not None and sandbox["state"] != "ended":

@@ -111,12 +111,15 @@ async def test_after_a_crash_in_between_the_row_counts(tmp_path: Path, held: lis
 
 async def test_a_virtual_machine_says_what_waits_for_its_next_start(tmp_path: Path) -> None:
     async with FakeHouse(tmp_path) as house:
-        record = await started(house, isolation=Isolation.VM, cpus=2, memory_bytes=256 * MIB)
+        record = await started(
+            house, isolation=Isolation.VM, hardware="emulated", cpus=2, memory_bytes=256 * MIB
+        )
         assert await change(house, record, cpus=1.5) == []
         limits = house.keeper.sandboxes[record.id]["limits"]
         assert limits == {"cpus": 1.5}
         (said,) = await change(house, record, cpus=4)
         assert "keeps its 2 virtual processors until its next start, then it has 4" in said
+        assert "emulated hardware" in said
         assert limits == {"cpus": 2.0}
         said_both = await change(house, record, memory_bytes=512 * MIB)
         assert any("keeps its 256 MiB" in one and "512 MiB" in one for one in said_both)

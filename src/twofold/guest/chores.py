@@ -34,12 +34,15 @@ def errand(initrd_fd: int, request: dict[str, Any]) -> None:
     from twofold.guest import errand, freeze
     from twofold.guest.jsontext import dumps
 
-    step_in()
     what, words = str(request.get("what")), dict(request.get("words") or {})
+    if what == "grow":
+        from twofold.guest import growing
+    step_in()
     if what == "freeze":
         freeze.hold(initrd_fd, float(words["timeout_s"]))
         return
-    data = memoryview(dumps(errand.run(what, words)))
+    said = growing.run(words) if what == "grow" else errand.run(what, words)
+    data = memoryview(dumps(said))
     while data:
         data = data[os.write(1, data) :]
 

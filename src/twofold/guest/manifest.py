@@ -10,7 +10,7 @@ docs/contributing/guest-boot.md.
 
 AGENT_MODULE = "twofold.guest.agent"
 
-# archive, errand and settling are imported only when they are asked for; the others at start.
+# archive, errand, growing and settling are imported when they are asked for; the others at start.
 AGENT_MODULES: tuple[str, ...] = (
     "twofold",
     "twofold.errors",
@@ -22,6 +22,7 @@ AGENT_MODULES: tuple[str, ...] = (
     "twofold.guest.configure",
     "twofold.guest.errand",
     "twofold.guest.freeze",
+    "twofold.guest.growing",
     "twofold.guest.hush",
     "twofold.guest.identity",
     "twofold.guest.init",

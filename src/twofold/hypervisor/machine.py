@@ -26,6 +26,10 @@ TCG_CODE_BYTES = 256 * _MIB
 HYPERVISOR_BYTES = 96 * _MIB
 MINIMUM_MEMORY_BYTES = 128 * _MIB
 MINIMUM_NESTED_BYTES = 144 * _MIB  # KVM's modules come in the initrd
+# Sockets and slots that a machine has free, for what it is given while it runs.
+MOST_VCPUS = 16
+MEMORY_SLOTS = 16
+MOST_ADDED_BYTES = 64 << 30
 
 BIRTHS = ("boot", "template", "fork", "copy", "resume")
 # What of a command line a saved state depends on, and the NIC's own address, which it brings.
@@ -132,6 +136,9 @@ def kernel_command_line(spec: MachineSpec) -> str:
         "panic=-1",
         "net.ifnames=0",
         *_boot_time_flags(spec),
+        # Memory that may come to lie above 4 GiB makes the kernel set 64 MiB aside for devices that
+        # cannot reach there. Virtio devices can.
+        *(["swiotlb=noforce"] if profile.grows else []),
         f"twofold.hardware={spec.hardware}",
         f"twofold.root=/dev/{profile.root_device}",
         f"twofold.data=/dev/{profile.data_device}",
@@ -174,17 +181,26 @@ def confinement(instance_id: str, *flags: str) -> list[str]:
 
 def _processor_and_memory(spec: MachineSpec, profile: profiles.Profile) -> list[str]:
     kvm = spec.accelerator == "kvm"
+    most = max(spec.vcpus, MOST_VCPUS) if profile.grows else spec.vcpus
     accelerator = "kvm" if kvm else f"tcg,thread=multi,tb-size={TCG_CODE_BYTES // _MIB}"
     memory_mib = spec.memory_bytes // _MIB
     return [
         *("-machine", f"{profile.machine},memory-backend=ram,dump-guest-core=off"),
         *("-accel", accelerator),
         *("-cpu", processor(kvm, nested=spec.nested)),
-        *("-smp", f"{spec.vcpus},sockets=1,cores={spec.vcpus},threads=1"),
-        *("-m", f"{memory_mib}M"),
+        *("-smp", f"{_free(spec.vcpus, most)},sockets=1,cores={most},threads=1"),
+        *("-m", f"{memory_mib}M{_slots(memory_mib) if profile.grows else ''}"),
         *("-object", _memory(spec.birth, memory_mib)),
         *("-rtc", "base=utc"),
     ]
+
+
+def _free(vcpus: int, most: int) -> str:
+    return f"{vcpus},maxcpus={most}" if most > vcpus else str(vcpus)
+
+
+def _slots(memory_mib: int) -> str:
+    return f",slots={MEMORY_SLOTS},maxmem={memory_mib + MOST_ADDED_BYTES // _MIB}M"
 
 
 def processor(kvm: bool, *, nested: bool) -> str:

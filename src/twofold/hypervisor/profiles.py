@@ -38,6 +38,7 @@ class Profile:
     transport: str
     has_shares: bool
     has_screen: bool
+    grows: bool  # processors and memory can be plugged in while it runs
 
     def console(self) -> list[str]:
         """The first 16550: the kernel's console, in both profiles."""
@@ -142,6 +143,7 @@ _PROFILES: dict[str, Profile] = {
         transport="virtio",
         has_shares=True,
         has_screen=False,
+        grows=True,
     ),
     "emulated": _Emulated(
         name="emulated",
@@ -151,6 +153,7 @@ _PROFILES: dict[str, Profile] = {
         transport="net",
         has_shares=True,
         has_screen=True,
+        grows=False,
     ),
 }
 

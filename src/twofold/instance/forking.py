@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from twofold.errors import IllegalState, InvalidInput, TwofoldError, Unsupported
 from twofold.hypervisor import standstill
-from twofold.instance import names, own_os, ownership, vm
+from twofold.instance import growing, names, own_os, ownership, vm
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.record import Record
 from twofold.instance.trees import remove_tree
@@ -195,6 +195,7 @@ def _check(parent: Record) -> None:
         raise own_os.no_agent(
             parent.name, "fork", hint=f"twofold create --image {parent.spec.image}"
         )
+    growing.refuse_plugged(parent, "its memory cannot be copied")
     if parent.is_vm and parent.spec.volumes:
         raise Unsupported(
             f"{parent.name!r} has directories of the host mounted: their state in QEMU cannot be "

@@ -14,6 +14,7 @@ from twofold.errors import Conflict, InvalidInput, TwofoldError
 from twofold.instance import states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.facts import write_facts
+from twofold.instance.growing import Growing
 from twofold.instance.record import Record
 from twofold.instance.usage import Gauge
 from twofold.instance.walls import Live, Wall, word_of
@@ -28,6 +29,7 @@ log = logging.getLogger("twofold.instance")
 class Limits:
     def __init__(self, rooms: Collaborators, walls: dict[str, Wall], gauge: Gauge) -> None:
         self._rooms, self._walls, self._gauge = rooms, walls, gauge
+        self._growing = Growing(rooms)
 
     async def change(self, record: Record, wanted: InstanceChange, operation: Operation) -> None:
         """Make ``wanted`` true of ``record``; what has to wait for the next start is said.
@@ -54,6 +56,10 @@ class Limits:
                 )
             able = wall.live(record, spec) if record.active else Live(limits={})
             live = {name: value for name, value in able.limits.items() if name in changes}
+            growth = able.growth.of(set(changes))
+            if growth:
+                async with operation.step(f"Giving {record.name} more hardware"):
+                    await self._growing.grow(record, growth)
             async with AsyncExitStack() as undo:
                 if live:
                     self._refuse_below_use(record, live)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from twofold.errors import NoSpace, TwofoldError, Unsupported
 from twofold.hypervisor import machine, standstill
-from twofold.instance import states
+from twofold.instance import growing, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.lifecycle import Lifecycle
 from twofold.instance.record import Record
@@ -46,13 +46,7 @@ def check_memory(record: Record) -> None:
             f"{name!r} has directories of the host mounted: their state in QEMU cannot be copied",
             hint="run it without -v, and use: twofold cp",
         )
-    plugged = record.facts.get("hotplugged") or []
-    if plugged:
-        words = ", ".join(str(word) for word in plugged)
-        raise Unsupported(
-            f"{name!r} was given hardware while it ran ({words}): its memory cannot be copied",
-            hint=f"twofold restart {name}",
-        )
+    growing.refuse_plugged(record, "its memory cannot be copied")
     if record.has_own_os:
         raise Unsupported(
             f"{name!r} runs an operating system of its own, without our agent: its memory cannot "
@@ -193,7 +187,7 @@ async def _nothing() -> None:
 def _shape(record: Record, running: dict[str, Any]) -> dict[str, Any]:
     """What a QEMU has to be that is to go on with it: as it was started, not as it would be now."""
     argv = tuple(running["vm"]["argv"])
-    memory_mib = int(argv[argv.index("-m") + 1].rstrip("M"))
+    memory_mib = int(argv[argv.index("-m") + 1].split(",")[0].rstrip("M"))
     return {
         "words": machine.shape_of(argv),
         "memory_bytes": memory_mib << 20,

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from twofold.errors import InvalidInput, Unsupported
-from twofold.instance import masks, privileges, system_start, vm, waking
+from twofold.instance import growing, masks, privileges, system_start, vm, waking
 from twofold.instance.collaborators import Images, Keeper, Machines
 from twofold.instance.container import PIDS, check_target, check_volume, container_plan
+from twofold.instance.growing import Growth
 from twofold.instance.place import ImageRoot, Place
 from twofold.instance.process import INIT
 from twofold.instance.record import Record
@@ -33,10 +34,12 @@ class Planned:
 
 @dataclass(frozen=True, kw_only=True)
 class Live:
-    """``limits`` can be had at once (None: no limit); ``later`` says in words what cannot."""
+    """``limits`` can be had at once (None: no limit), once there is the hardware for them;
+    ``later`` says in words what cannot."""
 
     limits: dict[str, Any]
     later: tuple[str, ...] = ()
+    growth: Growth = field(default_factory=Growth)
 
 
 class Wall(Protocol):
@@ -203,29 +206,14 @@ class VmWall:
         await self._machines.resume(run_dir)
 
     def live(self, record: Record, spec: InstanceSpec) -> Live:
-        """Time on the processors it has, and processes inside. Hardware is not exchanged."""
-        has = int(record.facts.get("virtual_cpus") or vm.virtual_cpus(record.spec))
-        in_force = record.facts.get("limits") or limits_of(record.spec)
-        later = []
-        if vm.virtual_cpus(spec) != has:
-            later.append(
-                f"{record.name!r} keeps its {has} virtual processor{'s' if has > 1 else ''} until "
-                f"its next start, then it has {vm.virtual_cpus(spec)}"
-            )
-        if spec.memory_bytes != in_force.get("memory_bytes"):
-            now, then = (
-                (size or vm.DEFAULT_MEMORY_BYTES) >> 20
-                for size in (in_force.get("memory_bytes"), spec.memory_bytes)
-            )
-            later.append(
-                f"{record.name!r} keeps its {now} MiB of memory until its next start, then it has "
-                f"{then} MiB"
-            )
+        """Time on the processors, processes inside, and more hardware where it can be plugged."""
+        growth, later = growing.possible(record, spec)
+        has = growth.vcpus or growing.vcpus_of(record)
         cpus = None if spec.cpus is None else min(spec.cpus, float(has))
         limits: dict[str, Any] = {"cpus": cpus}
         if not spec.system:
             limits["pids"] = spec.pids
-        return Live(limits=limits, later=tuple(later))
+        return Live(limits=limits, later=later, growth=growth)
 
     async def apply(self, record: Record, limits: dict[str, Any], run_dir: str) -> None:
         if "pids" in limits:
