@@ -147,3 +147,22 @@ async def test_a_kernel_that_takes_up_less_is_asked_as_long_as_it_gets_further(
         with pytest.raises(GuestFailed, match="it has 2 processors"):
             await change(house, record, cpus=3)
         assert [what for what, _ in house.machines.errands] == ["grow", "grow"]
+
+
+async def test_a_guest_that_says_it_gets_further_for_ever_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeQemu(monkeypatch)
+    async with FakeHouse(tmp_path) as house:
+        record = await started(house)
+        asked = 0
+
+        async def lie(run_dir: str, what: str, **words: Any) -> dict[str, int]:
+            nonlocal asked
+            asked += 1
+            return {"cpus": 1, "memory_bytes": asked}
+
+        monkeypatch.setattr(house.machines, "errand", lie)
+        with pytest.raises(GuestFailed, match="does not take up"):
+            await change(house, record, cpus=3)
+        assert asked < 100

@@ -60,10 +60,14 @@ def _machine(scene: Scene) -> Barrier:
         argv[index + 1].split(",", 1)[0] for index, word in enumerate(argv) if word == "-device"
     ]
     kinds = sorted(set(devices) - set(_NOT_THE_GUESTS))
+    plugged = [str(word) for word in scene.record.facts.get("hotplugged") or []]
+    others = (
+        f"plugged in while it runs: {', '.join(plugged)}" if plugged else "no other is plugged in"
+    )
     return Barrier(
         topic="machine",
         words=f"the guest can talk to these devices of QEMU: {', '.join(kinds)}, a serial port and "
-        "the chips of the board; no other is plugged in",
+        f"the chips of the board; {others}",
         basis=Basis.PLANNED,
         details=kinds,
     )

@@ -20,6 +20,7 @@ from twofold.model.instance import InstanceSpec, State
 # The guest's kernel manages memory in blocks of this size; beyond 64 GiB in larger ones.
 BLOCK_BYTES = 128 << 20
 _SMALL_BLOCKS_BELOW = 64 << 30
+_MOST_ROUNDS = 24  # of 5 s
 
 log = logging.getLogger("twofold.instance")
 
@@ -144,19 +145,20 @@ class Growing:
     async def _take_up(self, record: Record, run_dir: str, growth: Growth) -> None:
         """Its kernel may be busy with a large piece: asked again as long as it gets further."""
         wanted = {"cpus": growth.vcpus, "memory_bytes": growth.memory_bytes}
-        before: tuple[int, int] | None = None
-        while True:
+        before, now = -1, (0, 0)
+        for _ in range(_MOST_ROUNDS):  # the guest may say anything
             said = await self._rooms.machines.errand(run_dir, "grow", **wanted)
             now = (_count(said.get("cpus")), _count(said.get("memory_bytes")))
             if now[0] >= growth.vcpus and now[1] >= growth.memory_bytes:
                 return
-            if now == before:
-                raise GuestFailed(
-                    f"the kernel in {record.name!r} does not take up what was plugged in: it has "
-                    f"{now[0]} processors and {now[1] >> 20} MiB",
-                    hint=f"twofold logs --console {record.name}",
-                )
-            before = now
+            if sum(now) <= before:
+                break
+            before = sum(now)
+        raise GuestFailed(
+            f"the kernel in {record.name!r} does not take up what was plugged in: it has "
+            f"{now[0]} processors and {now[1] >> 20} MiB",
+            hint=f"twofold logs --console {record.name}",
+        )
 
     async def _remember_what_is(self, record: Record, socket_path: str) -> None:
         try:

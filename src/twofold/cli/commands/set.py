@@ -23,9 +23,10 @@ EXAMPLES = (
 )
 DESCRIPTION = """\
 cpus=N, memory=SIZE and pids=N take the values of run; none takes a limit away. restart=POLICY is as
-in run. A container obeys at once. A virtual machine gets less or more time on the processors it
-has, and its limit of processes; more processors and other memory it gets at its next start, which
-is said. What is set is kept: show has it, and every later start.
+in run. A container obeys at once. So does a virtual machine that is given more processors (at most
+16), more memory (by multiples of 128 MiB), another limit of processes or time on its processors.
+Fewer processors, less memory and changes of emulated hardware wait for its next start, which is
+said. What is set is kept: show has it, and every later start.
 
 Of a machine with an operating system of its own: cdrom=IMAGE and floppy=IMAGE put a disc or a disk
 into the drive, also while it runs, none takes it out; boot=KIND,… is the order from the next start
