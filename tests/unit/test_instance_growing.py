@@ -166,3 +166,17 @@ async def test_a_guest_that_says_it_gets_further_for_ever_is_not_believed(
         with pytest.raises(GuestFailed, match="does not take up"):
             await change(house, record, cpus=3)
         assert asked < 100
+
+
+async def test_a_qemu_that_claims_more_than_was_asked_for_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its forks would be given that much."""
+    qemu = FakeQemu(monkeypatch)
+    async with FakeHouse(tmp_path) as house:
+        record = await started(house)
+        house.machines.answers["grow"] = {"cpus": 3, "memory_bytes": 0}
+        qemu.vcpus, qemu.memory_bytes = 200, 1 << 40
+        await change(house, record, cpus=3)
+        assert record.facts["virtual_cpus"] == 3
+        assert growing.memory_of(record) == 512 * MIB

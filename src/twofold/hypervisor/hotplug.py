@@ -14,6 +14,8 @@ from twofold.hypervisor import qmp
 
 # Plugging a processor into a machine whose processors are busy takes a turn of each.
 _TIMEOUT_S = 60.0
+_MOST_BYTES = 1 << 48
+_NONSENSE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,9 @@ async def _look(client: QMPClient) -> Equipment:
     size: Any = await client.execute("query-memory-size-summary")
     try:
         base, plugged = int(size["base-memory"]), int(size.get("plugged-memory", 0))
-    except (KeyError, TypeError, ValueError, AttributeError):
+        if not (0 <= base < _MOST_BYTES and 0 <= plugged < _MOST_BYTES):
+            raise ValueError("no size of a machine")
+    except _NONSENSE:
         raise GuestFailed(
             f"QEMU's account of the memory makes no sense: {str(size)[:200]}"
         ) from None
@@ -79,11 +83,13 @@ async def _sockets(client: QMPClient) -> list[tuple[str, str, dict[str, Any]]]:
     """(kind of processor, where it is or "" while it is free, what names the place), in order."""
     answer: Any = await client.execute("query-hotpluggable-cpus")
     try:
+        if not isinstance(answer, list):
+            raise TypeError("not a list")
         found = [
             (str(one["type"]), str(one.get("qom-path", "")), dict(one["props"])) for one in answer
         ]
         return sorted(found, key=lambda one: int(one[2].get("core-id", 0)))
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except _NONSENSE:
         raise GuestFailed(
             f"QEMU's list of processors makes no sense: {str(answer)[:200]}"
         ) from None

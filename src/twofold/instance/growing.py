@@ -123,16 +123,16 @@ class Growing:
             plugged_vcpus=has.plugged_vcpus + max(0, growth.vcpus - has.vcpus),
             plugged_bytes=has.plugged_bytes + max(0, growth.memory_bytes - has.memory_bytes),
         )
-        await self._remember(record, replace(promised, vcpus=has.vcpus))
+        await self._remember(record, promised, growth)
         try:
             await self._make_room(record, growth.memory_bytes - has.memory_bytes)
             wanted = {"vcpus": growth.vcpus, "memory_bytes": growth.memory_bytes}
             has = await hotplug.grow(f"{run_dir}/qmp.sock", **wanted)
             await self._take_up(record, run_dir, growth)
         except BaseException:
-            await self._remember_what_is(record, f"{run_dir}/qmp.sock")
+            await self._remember_what_is(record, f"{run_dir}/qmp.sock", growth)
             raise
-        await self._remember(record, has)
+        await self._remember(record, has, growth)
 
     async def _make_room(self, record: Record, added_bytes: int) -> None:
         """In QEMU's control group. Room that is not used costs nothing: it is not taken back."""
@@ -160,20 +160,23 @@ class Growing:
             hint=f"twofold logs --console {record.name}",
         )
 
-    async def _remember_what_is(self, record: Record, socket_path: str) -> None:
+    async def _remember_what_is(self, record: Record, socket_path: str, growth: Growth) -> None:
         try:
-            await self._remember(record, await hotplug.look(socket_path))
+            await self._remember(record, await hotplug.look(socket_path), growth)
         except TwofoldError as error:
             log.warning("what %s has plugged in is not known: %s", record.name, error.message)
 
-    async def _remember(self, record: Record, has: Equipment) -> None:
+    async def _remember(self, record: Record, has: Equipment, growth: Growth) -> None:
+        """Never more than was asked for: it is QEMU's word, and its guest may speak for it."""
         limits: dict[str, Any] = dict(record.facts.get("limits") or {})
-        if has.memory_bytes != memory_of(record):
-            limits["memory_bytes"] = has.memory_bytes
+        known_bytes, known_vcpus = memory_of(record), vcpus_of(record)
+        size = max(known_bytes, min(has.memory_bytes, growth.memory_bytes))
+        if size != known_bytes:
+            limits["memory_bytes"] = size
         facts = {
             **record.facts,
             "limits": limits,
-            "virtual_cpus": has.vcpus,
+            "virtual_cpus": max(known_vcpus, min(has.vcpus, growth.vcpus)),
             "hotplugged": has.in_words(),
         }
         await self._rooms.records.save(record, facts=facts)
