@@ -54,7 +54,23 @@ async def test_an_exit_during_the_absence_is_recorded(tmp_path: Path) -> None:
         assert list(house.store.rows) == [kept.id]
 
 
-@pytest.mark.parametrize("state", ["created", "running", "ended"])
+async def test_what_ran_before_its_row_said_so_is_adopted(tmp_path: Path) -> None:
+    """The reply to a start does not wait for the disk."""
+    async with FakeHouse(tmp_path) as house:
+        record = await run(house, name="web")
+        house.store.rows[record.id].update(
+            state="starting", exit_code=3, finished_at="2026-01-01T00:00:00Z", error="earlier"
+        )
+        report = await reborn(house)
+        found = house.manager.find("web")
+        assert report.adopted == 1
+        assert (found.state, found.exit_code, found.finished_at) == (State.RUNNING, None, None)
+        assert found.error is None
+        assert found.facts == record.facts
+        assert list(house.keeper.sandboxes) == [record.id]
+
+
+@pytest.mark.parametrize("state", ["created", "starting", "ended"])
 async def test_killed_in_the_middle_of_a_start(tmp_path: Path, state: str) -> None:
     async with FakeHouse(tmp_path) as house:
         record = await run(house, name="web")

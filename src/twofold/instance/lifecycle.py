@@ -66,10 +66,7 @@ class Lifecycle:
                 record.change(started_at=record.created_at)
             record.cancel_start = operation.cancel
             record.exit_event = None
-            # Not awaited: the next write of this row is queued behind it.
-            self._records.save(
-                record, state=states.move(before, State.STARTING, record.name), intent="running"
-            )
+            record.change(state=states.move(before, State.STARTING, record.name), intent="running")
             try:
                 async with AsyncExitStack() as undo:
                     undo.callback(
@@ -101,7 +98,7 @@ class Lifecycle:
                 error=None,
                 ready_seconds=round(time.monotonic() - begun, 4),
                 warnings=warnings,
-                facts={**planned.facts, **_guest_facts(reply.get("facts") or {})},
+                facts={**planned.facts, **guest_facts(reply.get("facts"))},
             )
 
     async def _start_steps(
@@ -116,6 +113,9 @@ class Lifecycle:
         record.main = main_process(
             record.spec, image.config, hostname_of(record.name, record.spec.hostname)
         )
+        # Not awaited: the next write of this row is queued behind it. The facts are what a daemon
+        # that finds it running needs of this one.
+        self._records.save(record, state=record.state, intent=record.intent, facts=planned.facts)
         async with operation.step(_title(record, planned)) as step:
             kind = "vm" if record.is_vm else "container"
             undo.push_async_callback(self.discard_sandbox, record)
@@ -445,8 +445,9 @@ def _say_booting(step: StepHandle, planned: Planned) -> None:
     step.progress(None, f"kernel {kernel}" if kernel else "its own operating system")
 
 
-def _guest_facts(said: dict[str, Any]) -> dict[str, Any]:
+def guest_facts(said: dict[str, Any] | None) -> dict[str, Any]:
     """Of what the agent says of its guest, that which a user asks for. Untrusted words."""
+    said = said or {}
     found: dict[str, Any] = {}
     if isinstance(said.get("kernel"), str):
         found["kernel"] = said["kernel"][:120]

@@ -25,7 +25,7 @@ from typing import Any
 
 from twofold.errors import TwofoldError
 from twofold.instance import restart_policy, sleepers
-from twofold.instance.lifecycle import adopt
+from twofold.instance.lifecycle import adopt, guest_facts
 from twofold.instance.manager import InstanceManager
 from twofold.instance.place import hostname_of
 from twofold.instance.record import Record, from_row, now
@@ -67,9 +67,7 @@ async def restore(
     living = []
     for record in manager.records:
         sandbox = sandboxes.get(record.id)
-        woke = sandbox is not None and sleepers.woke_up(manager, record, sandbox)
-        runs = sandbox is not None and sandbox["state"] in _LIVING and not _between(record)
-        if sandbox and (woke or runs):
+        if sandbox and (sleepers.woke_up(manager, record, sandbox) or _runs(record, sandbox)):
             _adopt(manager, record, sandbox, report)
             living.append(record)
     await _restore_network(manager, living, report)
@@ -79,9 +77,10 @@ async def restore(
     return report
 
 
-def _between(record: Record) -> bool:
-    """Whether it was neither running nor at rest: half started, or on its way to the disk."""
-    return record.state in (State.STARTING, State.SUSPENDED)
+def _runs(record: Record, sandbox: dict[str, Any]) -> bool:
+    """Whether all of its start is done, told to a user or not, and it is not on its way to the
+    disk. That it runs is the last thing that happens in a start, and the row may not say so yet."""
+    return sandbox["state"] in _LIVING and record.state is not State.SUSPENDED
 
 
 async def _ask_keeper(manager: InstanceManager) -> dict[str, dict[str, Any]]:
@@ -177,7 +176,7 @@ async def _kill_unknown(
             and not sleepers.woke_up(manager, record, sandbox)
             and (
                 sandbox["state"] in ("creating", "created", "starting")
-                or (_between(record) and sandbox["state"] in _LIVING)
+                or (sandbox["state"] in _LIVING and not _runs(record, sandbox))
             )
         )
         if record is not None and not half_started:
@@ -213,6 +212,11 @@ def _adopt(
         intent="running" if record.intent != "removed" else "removed",
         pid=sandbox.get("pid"),
         started_at=sandbox.get("started_at") or record.started_at,
+        finished_at=None,
+        exit_code=None,
+        oom_killed=False,
+        error=None,
+        facts={**record.facts, **guest_facts(sandbox.get("facts"))},
     )
     report.warnings += note_losses(manager, record, sandbox)
     try:
