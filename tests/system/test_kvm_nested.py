@@ -111,6 +111,31 @@ def test_templates_and_forks_by_kvm(l1: Host, l2: str) -> None:
     print(f"L2 by KVM: forked, run and gone in {time.monotonic() - begun:.1f} s")
 
 
+def test_a_machine_that_runs_by_kvm_is_copied(l1: Host, l2: str) -> None:
+    """Its memory goes on, its processes do, and the two are not the same machine."""
+    l1.twofold("exec", l2, "sh", "-c", "echo kept >/dev/shm/word", timeout_s=BOOT_S)
+    try:
+        begun = time.monotonic()
+        l1.twofold("fork", l2, "--name", "copy", timeout_s=BOOT_S)
+        print(f"L2 by KVM: copied while it ran in {time.monotonic() - begun:.1f} s")
+        shown = json.loads(l1.twofold("show", "--json", "copy"))
+        assert shown["isolation_facts"]["accelerator"] == "kvm"
+        ask = "cat /dev/shm/word; hostname; pgrep -x sleep; head -c 8 /dev/urandom | od -An -tx1"
+        told = {}
+        for name in (l2, "copy"):
+            begun = time.monotonic()
+            said = l1.twofold("exec", name, "sh", "-c", ask, timeout_s=BOOT_S)
+            print(f"L2 by KVM: {name} answered within {time.monotonic() - begun:.1f} s")
+            told[name] = said.splitlines()
+        word, hostname, payload, random = zip(*told.values(), strict=True)
+        assert word == ("kept", "kept")
+        assert hostname == (l2, "copy")
+        assert payload[0] == payload[1]
+        assert random[0] != random[1]
+    finally:
+        l1.run("twofold", "rm", "-f", "copy")
+
+
 def test_without_being_asked_no_guest_can_virtualise(twofold: Runner, alpine_image: str) -> None:
     script = "grep -c -w -e svm -e vmx /proc/cpuinfo; ls /dev/kvm"
     done = twofold("run", "--rm", "--vm", "--network", "none", alpine_image, "sh", "-c", script)
