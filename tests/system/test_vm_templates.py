@@ -1,6 +1,7 @@
 """Forks of a frozen machine: fast, and each its own."""
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -62,6 +63,40 @@ def test_a_fork_knows_what_time_it_is(twofold: Runner, alpine_image: str) -> Non
         *("run", "--rm", "--vm", "--network", "none", alpine_image, "date", "+%s"), check=True
     )
     assert abs(time.time() - int(done.stdout)) < 2.5
+
+
+@pytest.mark.shared
+def test_a_clock_is_as_fast_as_the_hosts(twofold_root: str, clone: Path, alpine_image: str) -> None:
+    """The guest's kernel, left alone on a busy host, takes its counter for up to ten times slower
+    than it is; its clock then runs that much too fast."""
+    script = "while read -r _; do read -r up _ </proc/uptime; echo $up; done"
+    run = ("run", "-i", "--rm", "--vm", "--network", "none", alpine_image, "sh", "-c", script)
+    with subprocess.Popen(
+        [clone / ".venv/bin/twofold", *run],
+        env={**os.environ, "TWOFOLD_ROOT": twofold_root},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as child:
+
+        def reading() -> tuple[float, float, float]:
+            """(before, the guest's, after), in seconds."""
+            assert child.stdin is not None
+            assert child.stdout is not None
+            before = time.monotonic()
+            child.stdin.write(b"\n")
+            child.stdin.flush()
+            up = float(child.stdout.readline())
+            return before, up, time.monotonic()
+
+        reading()  # it has begun
+        before, up, after = reading()
+        time.sleep(1)
+        later_before, later_up, later_after = reading()
+        assert child.stdin is not None
+        child.stdin.close()
+        assert child.wait(30) == 0
+    passed = later_up - up
+    assert later_before - after - 0.05 <= passed <= later_after - before + 0.05
 
 
 @pytest.mark.shared

@@ -28,8 +28,8 @@ CASES = {
         PLAIN, vcpus=2, shares=(Share(tag="v0"), Share(tag="v1", read_only=True))
     ),
     "virtio-kvm-no-network": replace(PLAIN, accelerator="kvm", mac=""),
-    "virtio-nested": replace(PLAIN, nested=True),
-    "virtio-kvm-nested": replace(PLAIN, accelerator="kvm", nested=True),
+    "virtio-nested": replace(PLAIN, nested=True, tsc_khz=2445000),
+    "virtio-kvm-nested": replace(PLAIN, accelerator="kvm", nested=True, tsc_khz=2445000),
     "emulated": replace(PLAIN, hardware="emulated"),
     "emulated-shares": replace(PLAIN, hardware="emulated", shares=(Share(tag="v0"),)),
 }

@@ -71,6 +71,7 @@ class MachineSpec:
     kernel_arguments: dict[str, str] = field(default_factory=dict)
     birth: str = "boot"
     nested: bool = False  # the guest's processor has virtualisation of its own
+    tsc_khz: int = 0  # of the host, which an emulated guest counts by; 0: unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +161,8 @@ def _boot_time_flags(spec: MachineSpec) -> list[str]:
         "nokaslr",  # the vmlinux boots where it is linked; saves the relocation pass
         # The emulated clock sources agree by construction; watching them costs 100 ms.
         "tsc=reliable",
+        # Else the kernel measures it, and is interrupted meanwhile: see host_tsc.
+        *([f"tsc_early_khz={spec.tsc_khz}"] if spec.tsc_khz else []),
         "no_timer_check",
         "cryptomgr.notests",
     ]

@@ -92,16 +92,6 @@ class Birth:
             )
             return
         wake(control, state_fd)
-        # What we send waits until it wakes up.
-        if self.renews:
-            # Of a machine that runs: whatever its agent was saying ends before the next HELLO.
-            self._link.send(protocol.encode(protocol.HELLO, 0))
-        else:
-            self.facts = self._link.acquainted(dict(self._vm.get("facts") or {}))
-            if self._system:
-                self._renew()  # the image's init has been running since the template
-            else:
-                self._send_config()
 
     def qemu_says(self, event: str, data: dict[str, Any]) -> None:
         status = data.get("status") if event == "MIGRATION" else None
@@ -114,6 +104,19 @@ class Birth:
         elif status == "completed" and self._control and not self._awake:
             self._awake = True
             self._control.execute("cont")  # it was frozen, so it wakes up stopped
+            self._greet()
+
+    def _greet(self) -> None:
+        """It is awake, and not before: what is said to it holds the time of now."""
+        if self.renews:
+            # Of a machine that runs: whatever its agent was saying ends before the next HELLO.
+            self._link.send(protocol.encode(protocol.HELLO, 0))
+            return
+        self.facts = self._link.acquainted(dict(self._vm.get("facts") or {}))
+        if self._system:
+            self._renew()  # the image's init has been running since the template
+        else:
+            self._send_config()
 
     def handle(self, kind: int, body: protocol.Body) -> None:
         """A frame on the link itself. Raises ProtocolError."""

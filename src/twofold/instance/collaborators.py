@@ -65,7 +65,10 @@ class Networks(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MachineParts:
-    """What a virtual machine is made of on this host (hypervisor room): files and a jail."""
+    """What a virtual machine is made of on this host (hypervisor room): files and a jail.
+
+    ``tsc_khz``: how fast the host's processor counts time, 0 where that is not known.
+    """
 
     jail: str
     boot: str
@@ -73,6 +76,7 @@ class MachineParts:
     accelerator: str
     accelerator_reason: str
     kernel: str
+    tsc_khz: int = 0
 
 
 class Machines(Protocol):

@@ -7,7 +7,7 @@ what the probe measured, never what a device node promises.
 import asyncio
 from typing import Any
 
-from twofold.hypervisor import errand, jail, kvm_probe, qmp
+from twofold.hypervisor import errand, host_tsc, jail, kvm_probe, qmp
 from twofold.hypervisor import kernel as bundles
 from twofold.instance.collaborators import MachineParts
 from twofold.model.paths import Paths
@@ -47,6 +47,7 @@ class MachineShop:
                     operation.warn(
                         f"virtual machines run emulated: {self._kvm.reason}", "twofold doctor"
                     )
+            tsc_khz = await asyncio.to_thread(host_tsc.frequency_khz, f"{self._paths.cache}/tsc")
         return MachineParts(
             jail=jail_dir,
             boot=bundle.directory if bundle else "",
@@ -54,6 +55,7 @@ class MachineShop:
             accelerator="kvm" if self._kvm.usable else "tcg",
             accelerator_reason=self._kvm.reason,
             kernel=bundle.release if bundle else "",
+            tsc_khz=tsc_khz,
         )
 
     async def make_data_disk(self, path: str) -> None:

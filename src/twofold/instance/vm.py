@@ -99,6 +99,7 @@ def vm_plan(
             shares=shares,
             birth=birth,
             nested=spec.nested,
+            tsc_khz=parts.tsc_khz,
         )
     )
     console = OpenFile(name="console", path=f"{place.directory}/console.log", access="append")
