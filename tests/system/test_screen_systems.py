@@ -5,6 +5,7 @@ shared test material, or from Debian packages that are only unpacked, never inst
 """
 
 import os
+import re
 import select
 import subprocess
 import time
@@ -53,7 +54,7 @@ class Machine:
             time.sleep(0.3)
 
 
-Boot = Callable[[str, Path], Machine]
+Boot = Callable[..., Machine]
 
 
 @pytest.fixture
@@ -61,10 +62,10 @@ def boot(twofold: Runner) -> Iterator[Boot]:
     """Import a medium and start a machine from it; machine and image are gone afterwards."""
     names: list[str] = []
 
-    def make(name: str, medium: Path) -> Machine:
+    def make(name: str, medium: Path, *options: str) -> Machine:
         names.append(name)
         twofold("image", "import", medium, f"{name}-medium", check=True)
-        twofold("run", "-d", "--name", name, f"{name}-medium", check=True)
+        twofold("run", "-d", "--name", name, *options, f"{name}-medium", check=True)
         return Machine(twofold, name)
 
     yield make
@@ -150,3 +151,29 @@ def test_ipxe_shows_its_own_shell(boot: Boot, tmp_path: Path) -> None:
     ipxe.type("--keys", "ctrl-b")
     ipxe.wait("iPXE>", 60)
     assert ipxe.run("echo six times seven", "iPXE> ") == "six times seven"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_memtest_finds_its_memory_sound_and_gets_on(boot: Boot, tmp_path: Path) -> None:
+    """It measures its caches before it draws anything: emulated that takes 20 to 60 s, in which
+    the boot loader's words stay on the screen."""
+    medium = unpacked("memtest86+", "usr/lib/memtest86+/memtest86+x64.iso", tmp_path)
+    memtest = boot("memtest", medium, "--memory", "64m")
+    memtest.wait("<Enter> to start testing", 400)
+    memtest.type("--enter")
+    memtest.wait("Status: Testing", 60)
+    seen: list[tuple[int, int]] = []  # seconds of testing, per cent of the pass
+    deadline = time.monotonic() + 300
+    while len(seen) < 3:
+        text = memtest.text()
+        clock = re.search(r"Time: +(\d+):(\d\d):(\d\d)", text)
+        percent = re.search(r"Pass +(\d+)%", text)
+        if clock and percent:
+            hours, minutes, seconds = (int(word) for word in clock.groups())
+            now = (hours * 3600 + minutes * 60 + seconds, int(percent[1]))
+            if not seen or (now[0] > seen[-1][0] and now[1] > seen[-1][1]):
+                seen.append(now)
+        assert time.monotonic() < deadline, f"{seen} and no further:\n{text}"
+        time.sleep(0.5)
+    assert re.search(r"Errors: +0\b", memtest.text())
