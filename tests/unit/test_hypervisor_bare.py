@@ -58,6 +58,7 @@ CASES = {
     ),
     "own-from-the-network": replace(UNKNOWN, boot=("network",), firmware=UEFI),
     "own-host-devices": replace(UNKNOWN, usb=("046d:c31c",), pci=("0000:01:00.0",)),
+    "own-trial": replace(UNKNOWN, scratch=f"{PLACE}/scratch.img"),
     "own-host-disk": replace(
         UNKNOWN, drives=(Drive(kind="disk", path="/dev/sdb", block_device=True),)
     ),

@@ -32,7 +32,8 @@ async def machine(house: FakeHouse, disc: Path) -> tuple[Refitting, Record, Path
     await rooms.records.store_new(record)
     own_os_files.link_to(str(disc), own_os.disc_file(str(directory), 0))
     write_facts(record, str(directory))
-    return Refitting(rooms, Wall(house.keeper, house.images, house.machines)), record, directory
+    wall = Wall(house.keeper, house.images, house.machines)
+    return Refitting(rooms, wall, house.manager.lifecycle), record, directory
 
 
 async def test_the_disc_that_is_in_the_drive_may_be_put_there_again(tmp_path: Path) -> None:

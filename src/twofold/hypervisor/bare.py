@@ -10,7 +10,7 @@ Refuses models that do not go together and more disks than a bus takes; runs not
 from dataclasses import dataclass, field
 
 from twofold.errors import InvalidInput
-from twofold.hypervisor import bare_devices, machine
+from twofold.hypervisor import bare_devices, bare_trial, machine
 from twofold.hypervisor.bare_devices import DISK_BUSES, NICS, DiskBus, Hardware
 from twofold.hypervisor.options import option, plain
 from twofold.runtime.plan import OpenFile
@@ -46,7 +46,8 @@ class Firmware:
 class BareSpec:
     """``boot``: which kinds of drives are tried, in this order; no others are. ``mac`` empty: no
     network card. ``local_time``: the host's, ``2026-01-31T10:00:00``, for a clock that shows it;
-    the jail has no time zones, so QEMU would take UTC for it."""
+    the jail has no time zones, so QEMU would take UTC for it. ``scratch``: a file, for a trial of
+    virtio drivers; "" is none."""
 
     instance_id: str
     accelerator: str
@@ -62,6 +63,7 @@ class BareSpec:
     local_time: str = ""
     usb: tuple[str, ...] = ()  # VENDOR:PRODUCT of host devices
     pci: tuple[str, ...] = ()  # addresses of host devices
+    scratch: str = ""
 
 
 def build(spec: BareSpec) -> machine.Machine:
@@ -84,11 +86,14 @@ def build(spec: BareSpec) -> machine.Machine:
         *_surface(spec.hardware),
         *(_tpm() if spec.tpm else ()),
         *_host_devices(spec),
+        *(bare_trial.words() if spec.scratch else ()),
     ]
     files = [file for backend in backends for file in backend.files()]
     if spec.firmware.code:
         files.append(OpenFile(name="firmware", path=spec.firmware.code, access="r"))
         files.append(OpenFile(name="nvram", path=spec.firmware.nvram, access="rw"))
+    if spec.scratch:
+        files.append(OpenFile(name=bare_trial.FILE, path=spec.scratch, access="rw"))
     overhead = machine.HYPERVISOR_BYTES + _SCREEN_BYTES + (_TPM_BYTES if spec.tpm else 0)
     if spec.accelerator == "tcg":
         overhead += machine.TCG_CODE_BYTES

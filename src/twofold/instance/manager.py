@@ -69,7 +69,7 @@ class InstanceManager:
         self.gauge = Gauge(rooms)
         self.exposer = Exposer(rooms, self.gauge)
         self.limits = Limits(rooms, walls, self.gauge)
-        self.refitting = Refitting(rooms, own_os_wall)
+        self.refitting = Refitting(rooms, own_os_wall, self.lifecycle)
         self.forks = Forks(rooms, self)
         self.screens = Screens(rooms.paths)
         self.suspension = Suspension(rooms, self.lifecycle)

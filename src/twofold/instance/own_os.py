@@ -64,7 +64,7 @@ _OF_A_MACHINE = {
 @dataclass(frozen=True, kw_only=True)
 class Fitting:
     """The devices of one machine, and in words why each was chosen. ``before``: the hardware to
-    go back to."""
+    go back to. ``drivers``: those for virtio that its system was seen to have, in a trial."""
 
     hardware: Hardware
     profile: str = "emulated"  # virtio where disk and network are
@@ -75,6 +75,7 @@ class Fitting:
     vcpus: int = DEFAULT_VCPUS
     reasons: dict[str, str] = field(default_factory=dict)
     before: dict[str, Any] | None = None
+    drivers: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,7 +83,8 @@ class Fitting:
 
 def fitting_from_dict(data: dict[str, Any]) -> Fitting:
     """Raises KeyError or TypeError for what is none of ours."""
-    return Fitting(**{**data, "hardware": Hardware(**data["hardware"])})
+    drivers = tuple(str(name) for name in data.get("drivers", ()))
+    return Fitting(**{**data, "hardware": Hardware(**data["hardware"]), "drivers": drivers})
 
 
 def settle(spec: InstanceSpec, image: Image) -> InstanceSpec:
@@ -233,9 +235,10 @@ def machine_plan(
     fitting: Fitting,
     code: str = "",
     local_time: str = "",
+    scratch: str = "",
 ) -> SandboxPlan:
     """The whole sandbox. ``code``: the UEFI firmware's file, where ``fitting`` says UEFI.
-    ``local_time``: the host's, for guests whose clock shows it."""
+    ``local_time``: the host's, for guests whose clock shows it. ``scratch``: see ``BareSpec``."""
     memory = memory_bytes(spec, fitting)
     uefi = fitting.firmware != "bios"
     built = bare.build(
@@ -258,6 +261,7 @@ def machine_plan(
             mac=place.network.mac if place.network else "",
             tpm=fitting.tpm,
             local_time=local_time,
+            scratch=scratch,
         )
     )
     console = OpenFile(name="console", path=f"{place.directory}/console.log", access="append")

@@ -14,7 +14,9 @@ from twofold.errors import Conflict, InvalidInput, Unsupported
 from twofold.hypervisor import firmware, media
 from twofold.instance import own_os, own_os_files, own_os_hardware, states
 from twofold.instance.collaborators import Collaborators
+from twofold.instance.driver_trial import DriverTrial
 from twofold.instance.facts import write_facts
+from twofold.instance.lifecycle import Lifecycle
 from twofold.instance.own_os import Fitting
 from twofold.instance.own_os_wall import OwnOsWall
 from twofold.instance.record import Record
@@ -22,14 +24,15 @@ from twofold.model.instance import InstanceChange, InstanceSpec
 from twofold.operations import Operation
 from twofold.storage import disk
 
-FIELDS = frozenset({"cdrom", "floppy", "boot", "hardware", "os"})
+FIELDS = frozenset({"cdrom", "floppy", "boot", "hardware", "os", "trial_s"})
 
 log = logging.getLogger("twofold.instance")
 
 
 class Refitting:
-    def __init__(self, rooms: Collaborators, wall: OwnOsWall) -> None:
+    def __init__(self, rooms: Collaborators, wall: OwnOsWall, lifecycle: Lifecycle) -> None:
         self._rooms, self._wall = rooms, wall
+        self._trial = DriverTrial(rooms, lifecycle, wall)
 
     async def change(self, record: Record, wanted: InstanceChange, operation: Operation) -> bool:
         """Whether the wish was of this kind: it is then fulfilled.
@@ -50,11 +53,19 @@ class Refitting:
             raise InvalidInput(
                 "drives and hardware are set apart from limits", hint="use two commands"
             )
+        timeout_s = changes.pop("trial_s", None)
+        if timeout_s is not None:
+            if changes.get("hardware") != "virtio":
+                raise InvalidInput(
+                    "virtio drivers are tried before the hardware is changed to virtio",
+                    hint=f"twofold set {record.name} hardware=virtio --try",
+                )
+            await self._trial.run(record, operation, timeout_s=timeout_s)
         async with record.lock:
             record.refuse_removed()
             states.check("set", record.state, record.name)
             if "hardware" in ours or "os" in ours:
-                await self._refit(record, changes, operation)
+                await self._refit(record, changes, operation, tried=timeout_s is not None)
             if "cdrom" in ours:
                 await self._change_disc(record, changes["cdrom"] or "", operation)
             if "floppy" in ours:
@@ -118,7 +129,9 @@ class Refitting:
 
     # -- hardware -----------------------------------------------------------------------------
 
-    async def _refit(self, record: Record, changes: dict[str, Any], operation: Operation) -> None:
+    async def _refit(
+        self, record: Record, changes: dict[str, Any], operation: Operation, *, tried: bool
+    ) -> None:
         if record.active:
             raise Conflict(
                 f"{record.name!r} is {record.state.value}: its hardware is changed while it is off",
@@ -129,11 +142,14 @@ class Refitting:
         update: dict[str, Any] = {name: changes[name] for name in ("os",) if name in changes}
         wanted = str(changes.get("hardware") or has.profile)
         spec = record.spec.model_copy(update=update)
-        gets = _way_back(has, wanted) if "os" not in changes else None
+        anew = tried or "os" in changes
+        if "os" in changes and not tried:
+            has = replace(has, drivers=())  # those of another system
+        gets = None if anew else _way_back(has, wanted)
         if gets is None:
             gets = await asyncio.to_thread(self._choose, spec, record, has, wanted, operation)
         remembered = {name: item for name, item in has.to_dict().items() if name != "before"}
-        gets = replace(gets, before=remembered)
+        gets = replace(gets, before=remembered, drivers=has.drivers)
         async with operation.step(_in_words(record.name, has, gets)):
             if gets.firmware != "bios" and not os.path.exists(own_os.nvram_file(directory)):
                 files = await asyncio.to_thread(firmware.find, gets.firmware)
@@ -152,17 +168,20 @@ class Refitting:
         # firmware not.
         spec = spec.model_copy(update={"firmware": has.firmware})
         known = spec if spec.os or not has.os else spec.model_copy(update={"os": has.os})
-        gets, warnings = own_os_hardware.choose(known, image, hardware=wanted)
-        if wanted == "virtio" and not gets.os:
+        drivers = frozenset(has.drivers)
+        gets, warnings = own_os_hardware.choose(known, image, hardware=wanted, drivers=drivers)
+        see = f"twofold set {record.name} hardware=virtio --try"
+        if wanted == "virtio" and not gets.os and not drivers:
             raise Unsupported(
                 f"nobody knows which system {record.name!r} runs, so neither whether it has virtio "
                 "drivers: without one for its disk it would not start again",
-                hint=f"twofold set {record.name} os=ID hardware=virtio (twofold os list)",
+                hint=f"{see}; or say what it is: os=ID (twofold os list)",
             )
         if wanted == "virtio" and not gets.hardware.disk_bus.startswith("virtio"):
             raise Unsupported(
-                f"{gets.os} has no virtio driver for disks: {' '.join(warnings) or 'none known'}",
-                hint=f"twofold os show {gets.os}",
+                f"{gets.os or 'it'} has no virtio driver for disks: "
+                f"{' '.join(warnings) or 'none known'}",
+                hint=f"once its driver is installed: {see}",
             )
         for warning in warnings:
             operation.warn(warning, f"twofold show {record.name}")

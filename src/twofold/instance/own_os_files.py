@@ -35,6 +35,11 @@ def empty_disk(path: str, size_bytes: int) -> None:
         raise NoSpace(f"cannot make disk {path!r}: {error.strerror}", hint="df -h") from error
 
 
+def scratch_file(directory: str) -> str:
+    """For a trial of drivers: empty, and of no interest afterwards."""
+    return f"{directory}/scratch.img"
+
+
 def link_to(source: str, path: str) -> None:
     """The store's own file under another name; a copy where the two are on different disks."""
     temporary = f"{path}.new"

@@ -76,6 +76,7 @@ def choose(
         memory_bytes=choice.memory_bytes,
         vcpus=max(1, min(choice.vcpus, os.cpu_count() or 1)),
         reasons=reasons,
+        drivers=tuple(sorted(drivers)),
     )
     return fitting, (*warnings, *doubts)
 
@@ -108,10 +109,12 @@ def _shown(name: str, value: object) -> str:
 
 def facts(fitting: Fitting) -> dict[str, Any]:
     """What ``show`` says of it."""
+    seen = {"virtio_drivers_seen": ", ".join(fitting.drivers)} if fitting.drivers else {}
     return {
         "hardware": fitting.profile,
         "operating_system": fitting.os or "unknown",
         "firmware": fitting.firmware,
+        **seen,
         "chosen": [
             f"{name.removesuffix('_bytes')} {sentence}"
             for name, sentence in fitting.reasons.items()

@@ -6,10 +6,12 @@ Everything else (network, keeper, states, restarts) is that of every instance.
 import asyncio
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from twofold.errors import InvalidInput
-from twofold.hypervisor import bare_devices, firmware
+from twofold.hypervisor import bare_devices, bare_trial, firmware
 from twofold.instance import own_os, own_os_files, own_os_hardware, seed
 from twofold.instance.collaborators import Images, Keeper, Machines
 from twofold.instance.own_os import Fitting
@@ -25,6 +27,7 @@ from twofold.storage import disk
 class OwnOsWall:
     def __init__(self, keeper: Keeper, images: Images, machines: Machines) -> None:
         self._keeper, self._images, self._machines = keeper, images, machines
+        self._on_trial: set[str] = set()
 
     def check(self, spec: InstanceSpec) -> None:
         own_os.check(spec)
@@ -107,6 +110,11 @@ class OwnOsWall:
         if seed.wanted(record.spec):
             path = own_os.seed_file(place.directory)
             await asyncio.to_thread(seed.write, path, seed.texts(record))
+        scratch = own_os_files.scratch_file(place.directory)
+        own_os_files.remove(scratch)  # of a trial whose daemon died
+        on_trial = record.id in self._on_trial
+        if on_trial:
+            await asyncio.to_thread(own_os_files.empty_disk, scratch, bare_trial.SCRATCH_BYTES)
         parts = await self._machines.parts(operation, kernel=False)
         code = ""
         if fitting.firmware != "bios":
@@ -119,6 +127,7 @@ class OwnOsWall:
             fitting=fitting,
             code=code,
             local_time=time.strftime("%Y-%m-%dT%H:%M:%S"),
+            scratch=scratch if on_trial else "",
         )
         facts = {
             "accelerator": parts.accelerator,
@@ -133,6 +142,15 @@ class OwnOsWall:
             "virtual_cpus": own_os.virtual_cpus(record.spec, fitting),
         }
         return Planned(plan=made, facts=facts)
+
+    @contextmanager
+    def with_trial_devices(self, instance_id: str) -> Iterator[None]:
+        """Its starts in this block have virtio devices beside what it has."""
+        self._on_trial.add(instance_id)
+        try:
+            yield
+        finally:
+            self._on_trial.discard(instance_id)
 
     async def pause(self, record: Record, run_dir: str) -> None:
         await self._machines.pause(run_dir)

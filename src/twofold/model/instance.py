@@ -184,6 +184,11 @@ class InstanceChange(Strict):
     boot: list[BootFrom] | None = Field(default=None, max_length=4)
     hardware: Hardware = Field(default=Hardware.EMULATED, description="while it is stopped")
     os: Line | None = Field(default=None, description="which system it runs, while it is stopped")
+    trial_s: Annotated[float, Field(ge=1, le=86400)] | None = Field(
+        default=None,
+        description="with hardware=virtio: start it once with such devices beside its own, and "
+        "wait so long for its system's drivers to take them",
+    )
 
 
 class Instance(BaseModel):

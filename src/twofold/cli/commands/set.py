@@ -20,6 +20,7 @@ EXAMPLES = (
     "twofold set win cdrom=./virtio-win.iso",
     "twofold set bsd boot=cdrom,disk",
     "twofold set box hardware=virtio",
+    "twofold set win hardware=virtio --try --timeout 1800",
 )
 DESCRIPTION = """\
 cpus=N, memory=SIZE and pids=N take the values of run; none takes a limit away. restart=POLICY is as
@@ -31,7 +32,10 @@ said. What is set is kept: show has it, and every later start.
 Of a machine with an operating system of its own: cdrom=IMAGE and floppy=IMAGE put a disc or a disk
 into the drive, also while it runs, none takes it out; boot=KIND,… is the order from the next start
 on. While it is stopped, os=ID says what it runs, and hardware=virtio moves it to devices that a
-system with the drivers is faster with; hardware=emulated goes back to what it had."""
+system with the drivers is faster with; hardware=emulated goes back to what it had. Where nobody
+knows whether it has them, --try starts it once with such devices beside what it has, waits until
+its system has taken them (or you have installed its drivers, by its screen), stops it, and then
+moves it over."""
 KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "cpus": ("cpus", arguments.cpus),
     "memory": ("memory_bytes", arguments.memory),
@@ -44,12 +48,25 @@ KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "os": ("os", str),
 }
 
+_TRIAL_S = 180.0
 _NEVER_NONE = ("restart", "hardware", "os")
 
 
 def configure(parser: Parser) -> None:
     parser.add_argument(
         "names", metavar="NAME", nargs="+", help="name, id or start of the id, then KEY=VALUE …"
+    )
+    parser.add_argument(
+        "--try",
+        dest="trial",
+        action="store_true",
+        help="with hardware=virtio: see first whether its system has the drivers",
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=arguments.seconds,
+        help="how long --try waits for them (default 180)",
     )
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="draw no progress, print no names"
@@ -65,6 +82,16 @@ def run(args: argparse.Namespace) -> int:
         keys = ", ".join(f"{key}=…" for key in KEYS)
         raise UsageError(f"nothing to set: give some of {keys}", hint="twofold set NAME memory=1g")
     body = changes(words)
+    if args.timeout is not None and not args.trial:
+        raise UsageError(
+            "--timeout is that of --try", hint="twofold set NAME hardware=virtio --try"
+        )
+    if args.trial:
+        if body.get("hardware") != "virtio":
+            raise UsageError(
+                "--try is of virtio hardware", hint="twofold set NAME hardware=virtio --try"
+            )
+        body["trial_s"] = _TRIAL_S if args.timeout is None else args.timeout
     return several.each(
         args,
         lambda client, name, progress: several.operate(
