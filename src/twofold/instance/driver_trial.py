@@ -68,7 +68,7 @@ class DriverTrial:
                 hint=f"longer: twofold set {name} hardware=virtio --try --timeout "
                 f"{2 * timeout_s:.0f}; what it does meanwhile: twofold screenshot {name}",
             )
-        async with operation.step(f"{name} has drivers for: {_in_words(taken)}"), record.lock:
+        async with record.lock:
             record.refuse_removed()
             has = await asyncio.to_thread(own_os_files.read_fitting, directory)
             has = replace(has, drivers=tuple(sorted(taken)))

@@ -150,7 +150,7 @@ class Refitting:
             gets = await asyncio.to_thread(self._choose, spec, record, has, wanted, operation)
         remembered = {name: item for name, item in has.to_dict().items() if name != "before"}
         gets = replace(gets, before=remembered, drivers=has.drivers)
-        async with operation.step(_in_words(record.name, has, gets)):
+        async with operation.step(f"Refitting {record.name}"):
             if gets.firmware != "bios" and not os.path.exists(own_os.nvram_file(directory)):
                 files = await asyncio.to_thread(firmware.find, gets.firmware)
                 nvram = own_os.nvram_file(directory)
@@ -205,14 +205,3 @@ def _way_back(has: Fitting, wanted: str) -> Fitting | None:
     if has.before is not None and has.before.get("profile") == wanted:
         return own_os.fitting_from_dict(has.before)
     return None
-
-
-def _in_words(name: str, has: Fitting, gets: Fitting) -> str:
-    before, after = has.to_dict()["hardware"], gets.to_dict()["hardware"]
-    changed = [
-        f"{key.replace('_', ' ')} {before[key]} → {after[key]}"
-        for key in before
-        if before[key] != after[key]
-    ]
-    back = f"; back: twofold set {name} hardware={has.profile}" if changed else ""
-    return f"Refitting {name}: {', '.join(changed) or 'nothing changes'}{back}"

@@ -6,6 +6,7 @@ the database of systems: call it in a thread.
 """
 
 import os
+from dataclasses import asdict
 from typing import Any
 
 from twofold import osinfo
@@ -115,8 +116,42 @@ def facts(fitting: Fitting) -> dict[str, Any]:
         "operating_system": fitting.os or "unknown",
         "firmware": fitting.firmware,
         **seen,
+        **_moved(fitting),
         "chosen": [
             f"{name.removesuffix('_bytes')} {sentence}"
             for name, sentence in fitting.reasons.items()
         ],
     }
+
+
+# What a guest has of a device that was made for it: the field of ``Hardware``, its value, in words.
+_GAINS = (
+    ("disk_bus", "virtio-blk", "a disk that takes many requests at one knock"),
+    ("disk_bus", "virtio-scsi", "disks that take many requests at one knock"),
+    ("nic", "virtio-net", "a network card that takes packets in batches"),
+    ("video", "virtio", "a screen of any size"),
+    ("inputs", "virtio", "a pointer that stays where yours is"),
+    ("agent_port", True, "a port for qemu-guest-agent: exec, cp, shell once it is installed"),
+    ("rng", True, "random numbers from the host"),
+    ("balloon", True, "memory that it frees is the host's again"),
+)
+
+
+def _moved(fitting: Fitting) -> dict[str, Any]:
+    """How its hardware differs from what it had before, and what that brought."""
+    before = (fitting.before or {}).get("hardware")
+    if not isinstance(before, dict):
+        return {}
+    has = asdict(fitting.hardware)
+    moved = [
+        f"{name.replace('_', ' ')}: {before[name]} → {has[name]}"
+        for name in has
+        if before.get(name, has[name]) != has[name]
+    ]
+    if not moved:
+        return {}
+    gained = [
+        words for name, value, words in _GAINS if has[name] == value and before.get(name) != value
+    ]
+    back = f"hardware={(fitting.before or {}).get('profile', 'emulated')}"
+    return {"moved": moved, **({"gained": gained} if gained else {}), "way_back": back}

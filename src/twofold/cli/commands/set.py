@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from twofold.cli import arguments, hardware, several
+from twofold.cli import arguments, hardware, output, several
 from twofold.cli.arguments import Parser, UsageError
 from twofold.client.transport import url
 
@@ -12,6 +12,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from twofold.cli.progress import Progress
+    from twofold.client.transport import Client
 
 EXAMPLES = (
     "twofold set web memory=1g",
@@ -92,12 +95,28 @@ def run(args: argparse.Namespace) -> int:
                 "--try is of virtio hardware", hint="twofold set NAME hardware=virtio --try"
             )
         body["trial_s"] = _TRIAL_S if args.timeout is None else args.timeout
-    return several.each(
-        args,
-        lambda client, name, progress: several.operate(
-            client, progress, "PATCH", url("instances", name), body=body
-        ),
-    )
+
+    def change(client: Client, name: str, progress: Progress) -> Any:
+        path = url("instances", name)
+        instance = several.operate(client, progress, "PATCH", path, body=body)
+        if "hardware" in body and not args.quiet:
+            progress.clear()
+            _say_moved(instance)
+        return instance
+
+    return several.each(args, change)
+
+
+def _say_moved(instance: dict[str, Any]) -> None:
+    """What other hardware has brought, and how to go back."""
+    facts = instance.get("isolation_facts") or {}
+    if facts.get("virtio_drivers_seen"):
+        output.note(f"drivers seen at work: {facts['virtio_drivers_seen']}")
+    for title in ("moved", "gained"):
+        for line in facts.get(title, ()):
+            output.note(f"{title}: {line}")
+    if facts.get("way_back"):
+        output.note(f"back: twofold set {instance['name']} {facts['way_back']}")
 
 
 def changes(words: list[str]) -> dict[str, Any]:
