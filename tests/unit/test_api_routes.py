@@ -1,7 +1,8 @@
 """The HTTP face over a manager among fakes: shapes, errors, limits, streams."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from twofold.api.app import create_app
 from twofold.api.limits import BODY_LIMIT_BYTES
 from twofold.api.services import Services
 from twofold.errors import TwofoldError
+from twofold.operations.operation import name_in_hint
 
 RUN = {"spec": {"image": "alpine", "command": ["sleep"], "name": "web"}, "start": True}
 NDJSON = {"Accept": "application/x-ndjson"}
@@ -303,3 +305,60 @@ async def test_a_name_of_an_image_has_slashes(client: httpx.AsyncClient) -> None
     reply = await client.get("/v1/images/docker.io%2Flibrary%2Fnosuch%3A1")
     assert (reply.status_code, problem(reply)["code"]) == (404, "not_found")
     assert "nosuch" in problem(reply)["message"]
+
+
+async def test_a_hint_says_the_name_that_was_given(client: httpx.AsyncClient) -> None:
+    """The rooms below know no names: theirs say NAME."""
+    await client.post("/v1/instances", json=RUN)
+    reply = await client.get("/v1/instances/web/snapshots/none")
+    assert problem(reply)["hint"] == "twofold snapshot list web"
+    reply = await client.post("/v1/instances/web/snapshots/none/restore", headers=NDJSON)
+    lines = [json.loads(line) for line in reply.text.splitlines()]
+    assert lines[0]["operation"]["subject"] == "web"
+    assert lines[-1]["error"]["hint"] == "twofold snapshot list web"
+
+
+async def test_a_hint_that_says_name_of_something_else_is_left_alone() -> None:
+    error = TwofoldError("x", hint="twofold logs NAME; -e NAME=value; import x ANOTHER-NAME")
+    name_in_hint(error, "web")
+    assert error.hint == "twofold logs web; -e NAME=value; import x ANOTHER-NAME"
+
+
+async def test_an_archive_that_fails_midway_breaks_off_with_one_line_in_the_log(
+    client: httpx.AsyncClient,
+    app: FastAPI,
+    house: FakeHouse,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def archive(*_: Any) -> AsyncGenerator[bytes, None]:
+        yield b"half"
+        raise TwofoldError("the guest went away")
+
+    await client.post("/v1/instances", json=RUN)
+    monkeypatch.setattr(house.manager.sessions, "archive_out", archive)
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(5)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/v1/instances/web/archive",
+        "raw_path": b"/v1/instances/web/archive",
+        "query_string": b"path=/srv",
+        "headers": [(b"host", b"twofold")],
+        "http_version": "1.1",
+    }
+    with caplog.at_level("WARNING"):
+        await app(scope, receive, send)
+    assert [message.get("body") for message in sent] == [None, b"half"]
+    assert sent[-1]["more_body"], "who reads it must not take it for the whole"
+    assert [record.getMessage() for record in caplog.records] == [
+        "a stream of application/x-tar breaks off: the guest went away"
+    ]

@@ -1,12 +1,15 @@
 """What a fork of a machine is given (what its parent has, not what it was promised), and names."""
 
+import asyncio
+import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from fake_house import FakeHouse
 
-from twofold.errors import InvalidInput
-from twofold.instance import vm
+from twofold.errors import Conflict, InvalidInput
+from twofold.instance import ownership, restoring, vm
 from twofold.instance.forking import spec_in_force
 from twofold.instance.record import Record
 from twofold.model.instance import InstanceSpec, Isolation
@@ -55,3 +58,44 @@ async def test_what_is_no_name_is_refused_before_anything_is_touched(
         assert caught.value.hint.startswith("--name ")
         assert sorted(tmp_path.rglob("*")) == before
         assert [record.name for record in house.manager.records] == ["web"]
+
+
+@pytest.fixture
+async def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeHouse]:
+    """A house in which ``web`` runs; nobody here may give files away."""
+    monkeypatch.setattr(ownership, "shift", lambda *_: None)
+    async with FakeHouse(tmp_path) as house:
+        spec = InstanceSpec(image="alpine", command=["sleep"], name="web")
+        await house.manager.run(spec, Operation("run"))
+        yield house
+
+
+async def test_two_who_fork_at_once_count_on(parent: FakeHouse) -> None:
+    web = parent.manager.find("web")
+    forks = parent.manager.forks
+    await asyncio.gather(
+        *(forks.fork(web, Operation("fork"), count=2, pattern=None) for _ in range(2))
+    )
+    found = sorted(record.name for record in parent.manager.records)
+    assert found == ["web", "web-1", "web-2", "web-3", "web-4"]
+
+
+async def test_of_two_who_want_one_name_the_second_hears_of_it(parent: FakeHouse) -> None:
+    web = parent.manager.find("web")
+    forks = parent.manager.forks
+    first, second = await asyncio.gather(
+        *(forks.fork(web, Operation("fork"), count=1, pattern="x") for _ in range(2)),
+        return_exceptions=True,
+    )
+    assert isinstance(first, list)
+    assert isinstance(second, Conflict)
+    assert second.hint == "choose another --name, or: twofold rm x"
+    await parent.manager.lifecycle.remove(first[0], Operation("rm"), force=True)
+    await forks.fork(web, Operation("fork"), count=1, pattern="x")  # the name is free again
+
+
+async def test_what_a_dead_daemon_was_forking_is_gone_with_the_next(parent: FakeHouse) -> None:
+    os.makedirs(f"{parent.paths.instances}/.fork-0123456789abcdef-x/upper")
+    rows = [dict(row) for row in parent.store.rows.values()]
+    await restoring.restore(parent.new_daemon(), rows, same_boot=True)
+    assert [name for name in os.listdir(parent.paths.instances) if name.startswith(".")] == []

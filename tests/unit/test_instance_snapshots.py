@@ -141,6 +141,56 @@ async def test_a_restored_one_is_stopped_and_started_again(tmp_path: Path) -> No
         assert record.state is State.RUNNING
 
 
+async def test_of_two_restores_at_once_each_is_true_when_it_returns(tmp_path: Path) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record = await run(house)
+        word = Path(house.paths.instance_dir(record.id)) / "upper/word"
+        verbs = house.manager.snapshots
+        for name in ("one", "two"):
+            word.write_text(name)
+            await verbs.create(record, Operation("snapshot"), name=name, memory=False)
+        found = {}
+
+        async def restore(name: str) -> None:
+            await verbs.restore(record, name, Operation("restore"), start=None)
+            found[name] = (word.read_text(), record.state)
+
+        await asyncio.gather(restore("one"), restore("two"))
+        assert found == {name: (name, State.RUNNING) for name in ("one", "two")}
+
+
+@pytest.mark.parametrize(
+    ("state", "hint"),
+    [
+        (State.SUSPENDED, "twofold snapshot create --memory web"),
+        (State.PAUSED, "twofold resume web"),
+    ],
+)
+async def test_what_a_machine_has_only_in_memory_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: State, hint: str
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record, _ = await machine(house, monkeypatch)
+        record.change(state=state)
+        operation = Operation("snapshot")
+        made = await house.manager.snapshots.create(record, operation, name="x", memory=False)
+        assert made.consistency == "crash"
+        [(message, said)] = operation.warnings
+        assert "after a power cut" in message
+        assert said.startswith(hint)
+
+
+async def test_a_paused_container_is_as_consistent_as_one_that_was_frozen_for_it(
+    tmp_path: Path,
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record = await run(house)
+        await house.manager.lifecycle.pause(record)
+        operation = Operation("snapshot")
+        made = await house.manager.snapshots.create(record, operation, name="x", memory=False)
+        assert (made.consistency, operation.warnings) == ("frozen", [])
+
+
 @pytest.mark.parametrize("start", [None, False])
 async def test_one_that_waits_for_its_restart_counts_as_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bool | None

@@ -5,6 +5,7 @@ Responses are built directly: what the daemon made itself needs no second valida
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -13,17 +14,20 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Send
 
 from twofold.errors import InvalidInput, NotFound, TwofoldError, Unavailable
 from twofold.instance import names
 from twofold.model.instance import NAME_PATTERN
 from twofold.operations import Operation
-from twofold.operations.operation import unexpected
+from twofold.operations.operation import name_in_hint, unexpected
 
 T = TypeVar("T")
 
 NDJSON = "application/x-ndjson"
 _VALUE_LIMIT = 120
+
+log = logging.getLogger("twofold.api")
 
 
 def encode(value: Any) -> bytes:
@@ -56,6 +60,8 @@ async def operation_reply(
     A client that leaves does not cancel its operation, unless it holds the other end of the
     payload's stdio (``cancel_when_gone``): then nobody else could ever use what is being made.
     """
+    # Its work has not begun: it does with the next turn of the event loop.
+    operation.subject = operation.subject or _subject(request)
     if NDJSON in request.headers.get("accept", ""):
         lines = _lines(operation, cancel_when_gone)
         return StreamingResponse(lines, status, media_type=NDJSON)
@@ -63,6 +69,17 @@ async def operation_reply(
     if result is None:
         return Response(status_code=204)
     return raw_reply(shape(result), status)
+
+
+class StreamReply(StreamingResponse):
+    """A stream that breaks off where its source fails, without an end, so that nobody takes a part
+    for the whole. Its status has long been sent: the cause goes to the log."""
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        except TwofoldError as error:
+            log.warning("a stream of %s breaks off: %s", self.media_type, error.message)
 
 
 async def _lines(operation: Operation, cancel_when_gone: bool) -> AsyncIterator[bytes]:
@@ -95,11 +112,17 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
+def _subject(request: Request) -> str:
+    """The name in the path, as the client wrote it."""
+    return str(request.path_params.get("name", ""))
+
+
 # -- errors -----------------------------------------------------------------------------------
 
 
-async def on_twofold_error(_: Request, error: Exception) -> Response:
+async def on_twofold_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TwofoldError)
+    name_in_hint(error, _subject(request))
     return error_reply(error)
 
 

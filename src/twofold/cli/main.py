@@ -213,8 +213,14 @@ def run(words: list[str]) -> int:
         return error.exit_code
     except BrokenPipeError:
         return 141  # as if SIGPIPE had ended us: whoever read our output has gone
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         _flush_quietly()
+        operation = getattr(stop, "operation", None)
+        if operation:
+            from twofold.cli import interrupt
+            from twofold.model.paths import Paths
+
+            interrupt.settle(Paths(args.root), operation)
         return 130
     except SystemExit as leave:  # argparse, after --help
         _flush_quietly()

@@ -51,6 +51,14 @@ def url(*segments: str, **query: object) -> str:
     return f"{path}?{'&'.join(pairs)}" if pairs else path
 
 
+class OperationInterrupt(KeyboardInterrupt):
+    """Ctrl-C while the daemon works: it goes on unless somebody cancels ``operation``."""
+
+    def __init__(self, operation: dict[str, Any]) -> None:
+        super().__init__()
+        self.operation = operation
+
+
 class Reply:
     """One reply. The body is read as it comes; read it whole or close the connection."""
 
@@ -86,7 +94,7 @@ class Reply:
             piece = source.piece(READ_BYTES if self._to_close else self._left, on_idle, eof_ok=True)
             if not piece:
                 if not self._to_close:
-                    raise Unavailable("the daemon closed the connection in the middle of a reply")
+                    raise source.cut("the daemon closed the connection in the middle of a reply")
                 self._done = True
                 break
             if not self._to_close:
@@ -121,6 +129,7 @@ class _Connection:
 
     def __init__(self, path: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._path = path
         self._buffer = b""
         self.closed = False
         try:
@@ -132,6 +141,10 @@ class _Connection:
     def close(self) -> None:
         self.closed = True
         self.socket.close()
+
+    def cut(self, what: str) -> Unavailable:
+        log = f"{os.path.dirname(self._path)}/daemon.log"
+        return Unavailable(what, hint=f"its log says why: tail {log}, or journalctl -u twofold")
 
     def send(self, data: bytes) -> None:
         try:
@@ -159,7 +172,7 @@ class _Connection:
         self._buffer = data[limit:]
         data = data[:limit]
         if not data and not eof_ok:
-            raise Unavailable("the daemon closed the connection in the middle of a reply")
+            raise self.cut("the daemon closed the connection in the middle of a reply")
         return data
 
     def line(self, on_idle: Callable[[], None] | None = None) -> bytes:
@@ -173,7 +186,7 @@ class _Connection:
                 raise Unavailable("the daemon sent a header that is too long")
             more = self._fill(on_idle)
             if not more:
-                raise Unavailable("the daemon closed the connection before it replied")
+                raise self.cut("the daemon closed the connection before it replied")
             self._buffer += more
 
     def chunk_size(self, on_idle: Callable[[], None] | None) -> int:
@@ -316,7 +329,8 @@ class Client:
         on_event: Callable[[dict[str, Any]], None] | None = None,
         on_idle: Callable[[], None] | None = None,
     ) -> Any:
-        """Run an operation: events go to ``on_event``, its result is returned, its error raised."""
+        """Run an operation: events go to ``on_event``, its result is returned, its error raised.
+        Raises OperationInterrupt for a KeyboardInterrupt once it has begun."""
         reply = self.request(
             method, path, body=body, accept="application/x-ndjson", on_idle=on_idle
         )
@@ -325,22 +339,50 @@ class Client:
             return json.loads(data) if data else None
         result: Any = None
         ended = False
-        for line in reply.lines(on_idle):
-            if not line:
-                continue
-            event = json.loads(line)
-            kind = event.get("type")
-            if kind == "error":
-                self.close()
-                raise from_dict(event["error"])
-            if kind == "result":
-                result, ended = event.get("result"), True
-            elif on_event:
-                on_event(event)
+        operation: dict[str, Any] = {}
+        try:
+            for line in reply.lines(on_idle):
+                if not line:
+                    continue
+                event = json.loads(line)
+                kind = event.get("type")
+                if kind == "error":
+                    self.close()
+                    raise from_dict(event["error"])
+                if kind == "result":
+                    result, ended = event.get("result"), True
+                    continue
+                if kind == "operation":
+                    operation = event["operation"]
+                if on_event:
+                    on_event(event)
+        except KeyboardInterrupt:
+            self.close()
+            if operation and not ended:
+                raise OperationInterrupt(operation) from None
+            raise
+        except Unavailable as error:
+            raise _gone(error, operation) from None
         if not ended:
             self.close()
-            raise Unavailable("the daemon went away in the middle of the operation")
+            raise _gone(Unavailable("the daemon went away in the middle of it"), operation)
         return result
+
+
+def where_to_look(operation: dict[str, Any]) -> str:
+    """The command that shows what has become of an operation."""
+    kind, subject = str(operation.get("kind")), str(operation.get("subject") or "")
+    if kind.startswith("image."):
+        return "twofold image list"
+    if not subject or kind in ("instance.run", "instance.create", "instance.fork"):
+        return "twofold list --all"
+    return f"twofold show {subject}"
+
+
+def _gone(error: Unavailable, operation: dict[str, Any]) -> Unavailable:
+    """What it was doing when it died, the next daemon finishes or undoes."""
+    look = where_to_look(operation)
+    return Unavailable(error.message, hint=f"the next command starts it again; look: {look}")
 
 
 def not_allowed(path: str) -> Forbidden:

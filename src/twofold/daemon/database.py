@@ -270,7 +270,7 @@ def _is_space(error: sqlite3.Error) -> bool:
 def _space(path: str) -> NoSpace:
     return NoSpace(
         f"no space left for the database in {os.path.dirname(path)}",
-        hint=f"df {os.path.dirname(path)}; then: twofold rm NAME, or twofold image rm NAME",
+        hint=f"df {os.path.dirname(path)}; what could go: twofold list --all; twofold image list",
     )
 
 

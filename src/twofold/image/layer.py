@@ -155,7 +155,7 @@ class Layer:
             raise NoSpace(
                 f"no space for the image: {shown(entry.name)} needs {entry.size_bytes} bytes, "
                 f"{free} are free, of which {reserve} stay reserved",
-                hint="free some space, for instance: twofold image rm NAME",
+                hint="what could go: twofold image list; twofold list --all",
             )
 
     # -- walking ---------------------------------------------------------------------------

@@ -26,7 +26,8 @@ def storage_errors(what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpace(
-                f"no space left to {what}", hint="free some, for instance: twofold image rm NAME"
+                f"no space left to {what}",
+                hint="what could go: twofold image list; twofold list --all",
             ) from error
         raise TwofoldError(f"cannot {what}: {error}") from error
 

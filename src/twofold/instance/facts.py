@@ -24,3 +24,16 @@ def write_facts(record: Record, directory: str) -> None:
     with open(descriptor, "w", encoding="utf-8") as file:
         json.dump(facts, file)
     os.rename(temporary, f"{directory}/spec.json")
+
+
+def make_durable(directory: str) -> None:
+    """A new instance survives a power cut: without its ``spec.json`` a row counts as half made,
+    and is removed. About 10 ms. Raises OSError."""
+    names = [name for name in ("spec.json", "data.img") if os.path.exists(f"{directory}/{name}")]
+    # On ext4 and xfs the first of them writes the journal for all.
+    for path in (*(f"{directory}/{name}" for name in names), directory, os.path.dirname(directory)):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from twofold.instance.manager import InstanceManager
 
 MOST = 100
+SCRATCH = ".fork-"  # directories of this name are nobody's once the daemon has ended
 
 log = logging.getLogger("twofold.fork")
 
@@ -44,17 +45,21 @@ class Copied:
 class Forks:
     def __init__(self, rooms: Collaborators, manager: "InstanceManager") -> None:
         self._rooms, self._manager = rooms, manager
+        self._promised: set[str] = set()  # names of forks that are not there yet
 
     async def fork(
         self, parent: Record, operation: Operation, *, count: int, pattern: str | None
     ) -> list[Record]:
-        """The forks, running. Raises InvalidInput, IllegalState, Unsupported."""
+        """The forks, running. Raises InvalidInput, IllegalState, Unsupported, Conflict."""
         if not 1 <= count <= MOST:
             raise InvalidInput(f"{count} forks: from 1 to {MOST} at a time", hint="--count 1")
         chosen = self._names(parent, count, pattern)
         _check(parent)
         async with AsyncExitStack() as stack:
-            scratch = f"{self._rooms.paths.instances}/.fork-{parent.id}-{chosen[0]}"
+            # Who forks meanwhile counts on, or hears of it before anything is copied.
+            self._promised.update(chosen)
+            stack.callback(self._promised.difference_update, chosen)
+            scratch = f"{self._rooms.paths.instances}/{SCRATCH}{parent.id}-{chosen[0]}"
             os.mkdir(scratch, 0o700)
             stack.push_async_callback(remove_tree, scratch)
             if parent.is_vm:
@@ -76,13 +81,14 @@ class Forks:
         try:
             for name in chosen:
                 spec = spec_in_force(parent).model_copy(update={"name": name, "ports": []})
-                record = await self._manager.create(spec, operation)
+                record = await self._manager.create(spec, operation, durable=False)
                 born.append(record)
                 record.copied = copied
                 if copied is None:
                     await asyncio.to_thread(self._furnish, record, parent, scratch)
             starts = (self._manager.lifecycle.start(record, operation) for record in born)
-            for outcome in await asyncio.gather(*starts, return_exceptions=True):
+            lasting = (self._manager.make_durable(record) for record in born)
+            for outcome in await asyncio.gather(*starts, *lasting, return_exceptions=True):
                 if isinstance(outcome, BaseException):
                     raise outcome
         except BaseException:
@@ -97,21 +103,24 @@ class Forks:
                 record.copied = None
         if parent.spec.ports:
             operation.warn(
-                f"published ports stay with {parent.name!r}", "twofold show NAME tells its address"
+                f"published ports stay with {parent.name!r}",
+                f"twofold show {born[0].name} tells its address",
             )
         return born
 
     def _names(self, parent: Record, count: int, pattern: str | None) -> list[str]:
         """``pattern`` with ``{n}`` counted up; without one the parent's name is counted up.
-        Raises InvalidInput: names become paths."""
+        Raises InvalidInput (names become paths), Conflict."""
         if pattern is None:
             pattern = f"{parent.name}-{{n}}"
         elif "{n}" not in pattern:
             names.check(pattern)
             if count == 1:
+                if pattern in self._promised:
+                    raise names.taken(pattern)
                 return [pattern]
             pattern += "-{n}"
-        taken, number = set(self._manager.records.names()), 0
+        taken, number = {*self._manager.records.names(), *self._promised}, 0
         found: list[str] = []
         while len(found) < count:
             number += 1

@@ -55,7 +55,8 @@ class Ranges:
                 self._next = base + COUNT
                 return base
         raise Conflict(
-            "no range of 65,536 user ids is free", hint="twofold list --all; twofold rm NAME"
+            "no range of 65,536 user ids is free",
+            hint="each instance has one; what could go: twofold list --all",
         )
 
     def resume_after(self, base: int) -> None:

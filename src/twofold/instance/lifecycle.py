@@ -54,52 +54,54 @@ class Lifecycle:
 
     async def start(self, record: Record, operation: Operation, *, ticket: str = "") -> None:
         """Bring it to running, or leave it as it was and raise why not."""
-        begun = time.monotonic()
         async with record.lock:
-            record.refuse_removed()
-            states.check("start", record.state, record.name)
-            self.forget_restart(record)
-            before = record.state
-            if before is not State.CREATED and record.started_at is None:
-                # Its row does not say since when, but it has run: its disk is its own, and must
-                # not be replaced by a template's.
-                record.change(started_at=record.created_at)
-            record.cancel_start = operation.cancel
-            record.exit_event = None
-            record.change(state=states.move(before, State.STARTING, record.name), intent="running")
-            try:
-                async with AsyncExitStack() as undo:
-                    undo.callback(
-                        self._records.save, record, state=before, intent="stopped", pid=None
-                    )
-                    reply, planned = await self._start_steps(record, operation, undo, ticket)
-                    if record.is_vm:
-                        # Its disk goes on: nothing may wake up from an older moment again.
-                        await asyncio.to_thread(self._files(record).wake_up)
-                    undo.pop_all()
-            except TwofoldError as error:
-                record.error = error.message
-                raise
-            finally:
-                record.cancel_start = None
-            warnings = [*planned.warnings, *reply.get("warnings", ())]
-            for warning in warnings:
-                # What this host lacks is the same at every start: said once, kept in `show`.
-                if warning not in self._said:
-                    self._said.add(warning)
-                    operation.warn(warning)
-            self._records.save(
-                record,
-                state=State.RUNNING,
-                started_at=now(),
-                finished_at=None,
-                exit_code=None,
-                oom_killed=False,
-                error=None,
-                ready_seconds=round(time.monotonic() - begun, 4),
-                warnings=warnings,
-                facts={**planned.facts, **guest_facts(reply.get("facts"))},
-            )
+            await self.bring_up(record, operation, ticket=ticket)
+
+    async def bring_up(self, record: Record, operation: Operation, *, ticket: str = "") -> None:
+        """``start`` for who holds the lock."""
+        begun = time.monotonic()
+        record.refuse_removed()
+        states.check("start", record.state, record.name)
+        self.forget_restart(record)
+        before = record.state
+        if before is not State.CREATED and record.started_at is None:
+            # Its row does not say since when, but it has run: its disk is its own, and must
+            # not be replaced by a template's.
+            record.change(started_at=record.created_at)
+        record.cancel_start = operation.cancel
+        record.exit_event = None
+        record.change(state=states.move(before, State.STARTING, record.name), intent="running")
+        try:
+            async with AsyncExitStack() as undo:
+                undo.callback(self._records.save, record, state=before, intent="stopped", pid=None)
+                reply, planned = await self._start_steps(record, operation, undo, ticket)
+                if record.is_vm:
+                    # Its disk goes on: nothing may wake up from an older moment again.
+                    await asyncio.to_thread(self._files(record).wake_up)
+                undo.pop_all()
+        except TwofoldError as error:
+            record.error = error.message
+            raise
+        finally:
+            record.cancel_start = None
+        warnings = [*planned.warnings, *reply.get("warnings", ())]
+        for warning in warnings:
+            # What this host lacks is the same at every start: said once, kept in `show`.
+            if warning not in self._said:
+                self._said.add(warning)
+                operation.warn(warning)
+        self._records.save(
+            record,
+            state=State.RUNNING,
+            started_at=now(),
+            finished_at=None,
+            exit_code=None,
+            oom_killed=False,
+            error=None,
+            ready_seconds=round(time.monotonic() - begun, 4),
+            warnings=warnings,
+            facts={**planned.facts, **guest_facts(reply.get("facts"))},
+        )
 
     async def _start_steps(
         self, record: Record, operation: Operation, undo: AsyncExitStack, ticket: str

@@ -14,10 +14,9 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from twofold.errors import Conflict, NoSpace, TwofoldError
-from twofold.instance import architecture, names, own_os, own_os_files, states
+from twofold.instance import architecture, facts, names, own_os, own_os_files, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.exposure import Exposer
-from twofold.instance.facts import write_facts
 from twofold.instance.forking import Forks
 from twofold.instance.guest_agents import GuestAgents
 from twofold.instance.lifecycle import Lifecycle
@@ -92,8 +91,11 @@ class InstanceManager:
 
     # -- create and run -----------------------------------------------------------------------
 
-    async def create(self, spec: InstanceSpec, operation: Operation) -> Record:
-        """A new instance, not started. Nothing is left of it when this fails."""
+    async def create(
+        self, spec: InstanceSpec, operation: Operation, *, durable: bool = True
+    ) -> Record:
+        """A new instance, not started. Nothing is left of it when this fails. Without ``durable``
+        the caller has ``make_durable`` to await before it says that there is one."""
         self._check_ports(spec)
         architecture.check_wanted(spec.arch)
         await self._free_name(spec.name)
@@ -108,12 +110,14 @@ class InstanceManager:
             undo.push_async_callback(self.lifecycle.erase, record)
             directory = self.rooms.paths.instance_dir(record.id)
             try:
-                facts = await make_directory(record, wall, directory, operation)
-                if facts:
-                    await self.records.save(record, facts=facts, spec=own_os.fitted(spec, facts))
-                write_facts(record, directory)
+                found = await make_directory(record, wall, directory, operation)
+                if found:
+                    await self.records.save(record, facts=found, spec=own_os.fitted(spec, found))
+                facts.write_facts(record, directory)
                 if record.has_own_os:  # its disks may be all that there is of a system
                     await asyncio.to_thread(own_os_files.make_durable, directory)
+                elif durable:
+                    await self.make_durable(record)
             except OSError as error:
                 raise _no_room(error, directory) from error
             undo.pop_all()
@@ -121,14 +125,34 @@ class InstanceManager:
 
     async def run(self, spec: InstanceSpec, operation: Operation, *, ticket: str = "") -> Record:
         """Create and start as one: when the start fails the instance is gone again."""
-        record = await self.create(spec, operation)
+        record = await self.create(spec, operation, durable=False)
+        lasting = asyncio.ensure_future(self.make_durable(record))  # hidden behind the start
         try:
-            await self.lifecycle.start(record, operation, ticket=ticket)
-        except BaseException:
+            try:
+                await self.lifecycle.start(record, operation, ticket=ticket)
+            finally:
+                await lasting
+        except BaseException as error:
+            if isinstance(error, TwofoldError) and "logs --console" in error.hint:
+                error.hint = _to_keep_it(record)  # of this one nothing will be left to look at
             if not record.removed and not record.active:
                 await self.lifecycle.erase(record)
             raise
         return record
+
+    async def make_durable(self, record: Record) -> None:
+        """What was promised survives a power cut; one that is removed with its end does not, nor
+        does one that has ended meanwhile. Raises NoSpace."""
+        if record.spec.auto_remove or record.has_own_os:
+            return
+        directory = self.rooms.paths.instance_dir(record.id)
+        try:
+            await asyncio.to_thread(facts.make_durable, directory)
+        except FileNotFoundError:
+            if not record.removed:
+                raise
+        except OSError as error:
+            raise _no_room(error, directory) from error
 
     async def restart(self, record: Record, operation: Operation, *, timeout_s: float) -> None:
         if record.state is State.SUSPENDED:
@@ -185,9 +209,7 @@ class InstanceManager:
             async with asyncio.timeout(30):
                 await holder.until(lambda: holder.removed)
             return
-        raise Conflict(
-            f"the name {name!r} is taken", hint=f"choose another --name, or: twofold rm {name}"
-        )
+        raise names.taken(name)
 
     def _check_ports(self, spec: InstanceSpec) -> None:
         if spec.ports and spec.network == "none":
@@ -234,10 +256,18 @@ def _check_process(spec: InstanceSpec, image: Image) -> None:
     working_dir(spec, image.config)
 
 
+def _to_keep_it(record: Record) -> str:
+    name = record.spec.name or "trial"
+    return (
+        f"one that is created first stays, to be looked at: twofold create --vm --name {name} "
+        f"{record.spec.image}; twofold start {name}; twofold logs --console {name}"
+    )
+
+
 def _no_room(error: OSError, directory: str) -> TwofoldError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace(
             f"no space for the instance in {os.path.dirname(directory)}",
-            hint=f"df {os.path.dirname(directory)}; twofold list --all; twofold rm NAME",
+            hint=f"df {os.path.dirname(directory)}; what could go: twofold list --all",
         )
     return TwofoldError(f"cannot make the instance's directory: {error}", hint="twofold doctor")

@@ -4,7 +4,7 @@ import re
 import secrets
 from collections.abc import Container
 
-from twofold.errors import InvalidInput
+from twofold.errors import Conflict, InvalidInput
 from twofold.model.instance import NAME_PATTERN
 
 _NAME = re.compile(NAME_PATTERN)
@@ -45,6 +45,12 @@ def check(name: str) -> None:
     """Raises InvalidInput for what cannot be a name."""
     if not _NAME.fullmatch(name):
         raise no_name(name)
+
+
+def taken(name: str) -> Conflict:
+    return Conflict(
+        f"the name {name!r} is taken", hint=f"choose another --name, or: twofold rm {name}"
+    )
 
 
 def no_name(text: str, *, option: str = "--name ") -> InvalidInput:

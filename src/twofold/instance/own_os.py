@@ -122,7 +122,7 @@ def settle(spec: InstanceSpec, image: Image) -> InstanceSpec:
         if spec.floppy:
             raise InvalidInput(
                 f"two floppy disks ({spec.image!r} and {spec.floppy!r}) for one drive",
-                hint="change it while it runs: twofold set NAME floppy=IMAGE",
+                hint="name one of them; another goes in while it runs: twofold set --help",
             )
         update["floppy"] = spec.image
     return spec.model_copy(update=update)

@@ -52,7 +52,7 @@ def arguments(spec: InstanceSpec, config: ImageConfig) -> tuple[str, ...]:
             raise InvalidInput(
                 f"a system instance runs the image's own init; it takes no command "
                 f"({' '.join(spec.command or spec.entrypoint or [])[:80]!r})",
-                hint="leave the command out and use: twofold exec NAME COMMAND",
+                hint=f"leave it out, and once it runs: twofold exec {spec.name or 'NAME'} COMMAND",
             )
         return (INIT,)
     command = list(spec.command or [])

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from twofold.errors import Conflict, NotFound
-from twofold.instance import privileges
+from twofold.instance import names, privileges
 from twofold.instance.place import Allocation
 from twofold.model.instance import InstanceSpec, State
 from twofold.runtime import plan
@@ -250,19 +250,16 @@ class Records:
         if len(matches) == 1:
             return matches[0]
         if matches:
-            names = ", ".join(sorted(record.name for record in matches)[:8])
+            several = ", ".join(sorted(record.name for record in matches)[:8])
             raise Conflict(
-                f"{reference!r} is the beginning of {len(matches)} ids: {names}",
+                f"{reference!r} is the beginning of {len(matches)} ids: {several}",
                 hint="use the name, or more digits of the id",
             )
         raise NotFound(f"no instance {reference[:80]!r}", hint="twofold list --all")
 
     def add(self, record: Record) -> None:
         if record.name in self._by_name or record.id in self._by_id:
-            raise Conflict(
-                f"the name {record.name!r} is taken",
-                hint=f"choose another --name, or: twofold rm {record.name}",
-            )
+            raise names.taken(record.name)
         self._by_id[record.id] = record
         self._by_name[record.name] = record
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twofold.errors import TwofoldError
-from twofold.instance import restart_policy, sleepers
+from twofold.instance import forking, restart_policy, sleepers
 from twofold.instance.lifecycle import adopt, guest_facts
 from twofold.instance.manager import InstanceManager
 from twofold.instance.place import hostname_of
@@ -156,7 +156,7 @@ def _directories(manager: InstanceManager) -> list[str]:
 
 async def _finish_removals(manager: InstanceManager) -> None:
     for name in _directories(manager):
-        if not name.startswith(_REMOVING):
+        if not name.startswith((_REMOVING, forking.SCRATCH)):
             continue
         record = manager.records.get(name.removeprefix(_REMOVING))
         if record is not None:

@@ -164,9 +164,10 @@ class Snapshots:
                 )
                 undo.pop_all()
                 await see_through(placing)
-        wanted = (active or pending or snapshot.consistency == "memory") if start is None else start
-        if wanted:
-            await self._lifecycle.start(record, operation)
+            wanted = active or pending or snapshot.consistency == "memory"
+            if wanted if start is None else start:
+                # With the lock: what another restore puts in place must not be what starts here.
+                await self._lifecycle.bring_up(record, operation)
 
     async def _put_in_place(
         self, record: Record, files: SnapshotStore, operation: Operation
@@ -236,7 +237,12 @@ class _Copying:
                 return "frozen", None
             return "crash", await self._standing_still()
         await self.content()
-        return ("stopped" if state in (State.CREATED, State.STOPPED) else "crash"), None
+        if state in (State.CREATED, State.STOPPED):
+            return "stopped", None
+        if not self.record.is_vm:
+            return "frozen", None  # it is paused
+        self._warn_of_memory(state)
+        return "crash", None
 
     async def _held_by_guest(self) -> bool:
         """With the guest's file system frozen; False when it was not, for as long as it took."""
@@ -258,6 +264,17 @@ class _Copying:
             f"the file system of {name!r} could not be held still ({reason}): its disk is kept as "
             "after a power cut",
             f"for a clean one: twofold stop {name}; twofold snapshot create {name}",
+        )
+
+    def _warn_of_memory(self, state: State) -> None:
+        name, verb = self.record.name, "twofold snapshot create"
+        hint = f"{verb} --memory {name}    # with its memory"
+        if state is State.PAUSED:
+            hint = f"twofold resume {name}; {verb} {name}"
+        self._operation.warn(
+            f"{name!r} is {state.value}: what is in its memory and not yet on its disk is not in "
+            "the snapshot, which has the disk as after a power cut",
+            hint,
         )
 
     async def _standing_still(self) -> float:

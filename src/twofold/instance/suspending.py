@@ -83,7 +83,7 @@ async def see_through(task: asyncio.Task[T]) -> T:
 
 def no_space(error: OSError) -> TwofoldError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace("no space left for it", hint="df -h; twofold snapshot rm NAME SNAPSHOT")
+        return NoSpace("no space left for it", hint="df -h; twofold snapshot list NAME")
     return TwofoldError(f"it cannot be written: {error}", hint="twofold doctor")
 
 

@@ -27,6 +27,7 @@ class Step(BaseModel):
 class Operation(BaseModel):
     id: str
     kind: str = Field(examples=["image.build"])
+    subject: str = Field(default="", description="the instance or image that it is about")
     status: OperationStatus = OperationStatus.RUNNING
     steps: list[Step] = Field(default_factory=list)
     result: Any = None

@@ -9,6 +9,7 @@ times (see ``registry.py``).
 """
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -90,6 +91,7 @@ class Operation:
     def __init__(self, kind: str, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self.id = secrets.token_hex(8)
         self.kind = kind
+        self.subject = ""  # the instance or image that it is about
         self.status = OperationStatus.RUNNING
         self.result: Any = None
         self.error: dict[str, Any] | None = None
@@ -133,6 +135,10 @@ class Operation:
     def ended(self) -> bool:
         return self.status is not OperationStatus.RUNNING
 
+    async def settled(self) -> None:
+        """Until it has ended, however. Leaving early does not cancel the work."""
+        await self._done.wait()
+
     async def wait(self) -> Any:
         """The result, or the error raised again. Leaving early does not cancel the work."""
         await self._done.wait()
@@ -144,6 +150,7 @@ class Operation:
         return OperationModel(
             id=self.id,
             kind=self.kind,
+            subject=self.subject,
             status=self.status,
             steps=[StepModel(**step.to_dict()) for step in self.steps],
             result=self.result,
@@ -192,6 +199,7 @@ class Operation:
             self._end(OperationStatus.CANCELLED)
             return
         self._failure = error if isinstance(error, TwofoldError) else unexpected(error)
+        name_in_hint(self._failure, self.subject)
         self.error = self._failure.to_dict()
         self._end(OperationStatus.FAILED)
 
@@ -218,6 +226,12 @@ class Operation:
         self._done.set()
         for watcher in self._watchers:
             watcher.wake.set()
+
+
+def name_in_hint(error: TwofoldError, subject: str) -> None:
+    """The rooms below do not know what an instance is called: their hints say NAME."""
+    if subject and "NAME" in error.hint:
+        error.hint = re.sub(r"(?<![\w-])NAME(?![\w=])", lambda _: subject, error.hint)
 
 
 def unexpected(error: BaseException) -> TwofoldError:

@@ -90,7 +90,9 @@ class SnapshotStore:
             raise NotFound(f"no snapshot {name[:80]!r}", hint="twofold snapshot list NAME")
         found = self._read(name)
         if found is None:
-            raise Corrupt(f"snapshot {name!r} cannot be read", hint="twofold snapshot rm NAME …")
+            raise Corrupt(
+                f"snapshot {name!r} cannot be read", hint=f"twofold snapshot rm NAME {name}"
+            )
         return found
 
     def current(self) -> str | None:
@@ -131,7 +133,7 @@ class SnapshotStore:
         if os.path.lexists(f"{self._directory}/{name}"):
             raise Conflict(
                 f"there is a snapshot {name!r} already",
-                hint="choose another name, or remove it: twofold snapshot rm NAME SNAPSHOT",
+                hint=f"choose another name, or remove it: twofold snapshot rm NAME {name}",
             )
         scratch = f"{self._directory}/.new-{name}"
         shutil.rmtree(scratch, ignore_errors=True)

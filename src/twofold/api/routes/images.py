@@ -61,6 +61,7 @@ async def build_image(request: Request, body: BuildRequest) -> Response:
         return image.model_dump(mode="json")
 
     operation = house.operations.start("image.build", work)
+    operation.subject = body.name
     return await operation_reply(request, operation, status=201)
 
 
@@ -80,6 +81,7 @@ async def import_image(request: Request, body: ImportRequest) -> Response:
         return (await recognised(image)).model_dump(mode="json")
 
     operation = house.operations.start("image.import", work)
+    operation.subject = body.name or body.path
     return await operation_reply(request, operation, status=201)
 
 

@@ -83,6 +83,7 @@ async def create_instance(request: Request, body: CreateRequest) -> Response:
         return record.view()
 
     operation = house.operations.start("instance.run" if body.start else "instance.create", work)
+    operation.subject = body.spec.name or ""
     gone = body.ticket is not None
     return await operation_reply(request, operation, status=201, cancel_when_gone=gone)
 

@@ -26,6 +26,9 @@ async def show_operation(request: Request, operation_id: str) -> Response:
 @router.delete(
     "/operations/{operation_id}", response_model=Operation, summary="Cancel: stop and unwind"
 )
-async def cancel_operation(request: Request, operation_id: str) -> Response:
+async def cancel_operation(request: Request, operation_id: str, wait: bool = False) -> Response:
+    """With ``wait`` the answer comes once all that it had made is gone again."""
     operation = services(request).operations.cancel(operation_id)
+    if wait:
+        await operation.settled()
     return reply(operation.model().model_dump(mode="json"))

@@ -9,9 +9,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
-from twofold.api.replies import reply, while_connected
+from twofold.api.replies import StreamReply, reply, while_connected
 from twofold.api.routes.instances import KillRequest, Ticket
 from twofold.api.services import services
 from twofold.errors import InvalidInput
@@ -115,7 +115,7 @@ async def logs(
     directory = house.paths.instance_dir(record.id)
     read = read_console if console else read_log
     lines = await _begun(read(record, directory, follow=follow, tail=tail), wait=not follow)
-    return StreamingResponse(lines, media_type="text/plain; charset=utf-8")
+    return StreamReply(lines, media_type="text/plain; charset=utf-8")
 
 
 @router.get("/instances/{name}/archive", summary="A path inside as a tar stream")
@@ -123,7 +123,7 @@ async def read_archive(request: Request, name: str, path: Line) -> Response:
     manager = services(request).instances
     record = manager.find(name)
     chunks = await _begun(manager.sessions.archive_out(record, path))
-    return StreamingResponse(chunks, media_type="application/x-tar")
+    return StreamReply(chunks, media_type="application/x-tar")
 
 
 @router.put(

@@ -160,5 +160,5 @@ class _Conversion:
     def _no_space(self) -> NoSpace:
         return NoSpace(
             f"{self._source.shown!r} needs more than the {self._allowed_bytes} bytes that are free",
-            hint="free some, for instance: twofold image rm NAME",
+            hint="what could go: twofold image list; twofold list --all",
         )

@@ -140,7 +140,7 @@ def _convert(source: Source, disk_format: str, draft: str, progress: Progress) -
 def _too_big(source: Source, needed_bytes: int, free: int) -> NoSpace:
     return NoSpace(
         f"{source.shown!r} has {needed_bytes} bytes of data, and {free} are free",
-        hint="free some, for instance: twofold image rm NAME",
+        hint="what could go: twofold image list; twofold list --all",
     )
 
 
