@@ -3,6 +3,7 @@
 The system is one sector long (``tiny_os.py``), so a boot costs a second.
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 import tiny_os
 from lone import wait_for
 
+from twofold.hypervisor import qmp
 from twofold.model.paths import Paths
 
 Runner = Callable[..., "subprocess.CompletedProcess[bytes]"]
@@ -120,6 +122,41 @@ def test_discs_are_changed_while_it_runs(
     twofold("rm", "-f", "discs", check=True)
     twofold("image", "rm", "one", check=True)
     twofold("image", "rm", "two", check=True)
+
+
+def test_the_drivers_for_windows_have_a_drive_of_their_own(
+    twofold: Runner, twofold_root: str, tiny: str, tmp_path: Path, no_leaks: object
+) -> None:
+    """The medium is made here; of the real one it has the volume's name and the folders."""
+    medium = tiny_os.virtio_win(tmp_path / "drivers.iso")
+    wrong = tiny_os.disc(tmp_path / "wrong.iso", "WRONG")
+    made = ("create", "--vm", "--memory", "64m", "--name", "win", "--virtio-win")
+    refused = twofold(*made, wrong, tiny)
+    assert refused.returncode != 0
+    assert b"no medium with virtio's drivers for Windows: its volume is called 'WRONG'" in (
+        refused.stderr
+    )
+    twofold("create", "--vm", "--memory", "64m", "--name", "win", tiny, check=True)
+    twofold("set", "win", f"virtio-win={medium}", check=True)
+    assert f"virtio-win: {medium}".encode() in twofold("show", "win", check=True).stdout
+    twofold("start", "win", check=True)
+    run_dir = Paths(twofold_root).instance_run(show(twofold, "win")["id"])
+
+    def in_drive() -> str:
+        """What QEMU has in its second CD drive: the medium's size, to the byte."""
+        found = asyncio.run(qmp.execute(f"{run_dir}/qmp.sock", "query-block"))
+        (drive,) = (one for one in found if one["qdev"].endswith("dev-cdrom1"))
+        return str((drive.get("inserted") or {}).get("image", {}).get("virtual-size", "empty"))
+
+    assert in_drive() == str(medium.stat().st_size)
+    twofold("set", "win", "virtio-win=none", check=True)
+    assert in_drive() == "empty"
+    assert b"virtio-win: empty" in twofold("show", "win", check=True).stdout
+    twofold("set", "win", f"virtio-win={medium}", check=True)
+    assert in_drive() == str(medium.stat().st_size)
+    twofold("rm", "-f", "win", check=True)
+    for name in ("drivers", "wrong"):
+        twofold("image", "rm", name, check=True)
 
 
 def test_hardware_is_changed_for_a_system_that_has_the_drivers_and_back(

@@ -387,7 +387,10 @@ O = [  # noqa: E741
     ("a VHD", bytes(512) + b"conectix".ljust(512, b"\0"), "VHD format"),
     ("a DMG", bytes(512) + b"koly".ljust(512, b"\0"), "DMG format"),
     ("LUKS", b"LUKS\xba\xbe".ljust(512, b"\0"), "encrypted"),
-    ("half a mark", b"QFI", "is no image"),
+    ("half a mark", b"QF\x01", "is no image: "),
+    ("a text", "# Wörter\n\tand more\n".encode() * 99, "is a text file, neither a disk"),
+    ("a page", b"<!DOCTYPE html>\n<title>404</title>", "is a text file"),
+    ("nearly a text", b"words\n\0\n" * 99, "the archive holds"),
 ]
 
 

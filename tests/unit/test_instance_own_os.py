@@ -178,3 +178,34 @@ def test_every_choice_has_its_rule_and_the_user_goes_first() -> None:
     assert any(line.startswith("disk ") for line in said)
     with pytest.raises(TwofoldError, match="win1l"):
         own_os_hardware.choose(settled("cdrom", os="win1l"), image("cdrom"))
+
+
+def test_drivers_at_hand_are_used_where_virtio_was_asked_for_and_that_is_said() -> None:
+    wish = {"os": "win11", "virtio_win": "drivers", "disks": [{"size_bytes": 64 << 30}]}
+    plain, _ = own_os_hardware.choose(settled("cdrom", **wish), image("cdrom"))
+    assert plain.hardware.disk_bus == "ahci"
+    spec = settled("cdrom", hardware="virtio", **wish)
+    asked, warnings = own_os_hardware.choose(spec, image("cdrom"))
+    assert (asked.hardware.disk_bus, asked.hardware.nic) == ("virtio-blk", "virtio-net")
+    assert asked.drivers == ()  # nobody has seen them work
+    assert any("Load driver" in line for line in warnings)
+    found = [(drive.kind, drive.path) for drive in own_os.drives(spec, "/i")]
+    assert found[1:] == [("cdrom", "/i/cdrom-0.iso"), ("cdrom", "/i/virtio-win.iso")]
+    assert own_os.virtio_win_drive(spec) == "cdrom1"
+
+
+def test_drivers_that_were_seen_count_and_no_others() -> None:
+    spec = settled("disk", hardware="virtio")
+    seen = frozenset({"block", "net"})
+    fitting, _ = own_os_hardware.choose(spec, image("disk"), drivers=seen)
+    assert (fitting.hardware.disk_bus, fitting.hardware.nic) == ("virtio-blk", "virtio-net")
+    assert not fitting.hardware.balloon
+    assert fitting.drivers == ("block", "net")
+    half, warnings = own_os_hardware.choose(spec, image("disk"), drivers=frozenset({"net"}))
+    assert half.hardware.disk_bus == "ide"
+    assert warnings
+    before = replace(Fitting(hardware=bare_devices.UNKNOWN), profile="emulated").to_dict()
+    said = own_os_hardware.facts(replace(fitting, before=before))
+    assert "disk bus: ide → virtio-blk" in said["moved"]
+    assert said["way_back"] == "hardware=emulated"
+    assert len(said["gained"]) == 2

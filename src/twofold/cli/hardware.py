@@ -50,6 +50,11 @@ def configure(parser: arguments.Parser) -> None:
     )
     add("--floppy", metavar="IMAGE", help="a disk in a floppy drive, by name or as a file")
     add(
+        "--virtio-win",
+        metavar="FILE",
+        help="the disc with virtio's drivers for Windows, in a CD drive of its own",
+    )
+    add(
         "--boot",
         type=boot_order,
         metavar="KIND,…",
@@ -89,6 +94,7 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
         "disks": [disk(text) for text in args.disk] or None,
         "cdrom": [image(text) for text in args.cdrom] or None,
         "floppy": image(args.floppy) if args.floppy else None,
+        "virtio_win": image(args.virtio_win) if args.virtio_win else None,
         "boot": args.boot,
         "os": args.os,
         "firmware": args.firmware,

@@ -51,6 +51,7 @@ _OF_A_MACHINE = {
     "disks": "--disk",
     "cdrom": "--cdrom",
     "floppy": "--floppy",
+    "virtio_win": "--virtio-win",
     "boot": "--boot",
     "os": "--os",
     "firmware": "--firmware",
@@ -191,6 +192,9 @@ def drives(spec: InstanceSpec, directory: str) -> tuple[Drive, ...]:
             found.append(Drive(kind="disk", path=disk_file(directory, len(found))))
     for at, name in enumerate(spec.cdrom or [""]):
         found.append(Drive(kind="cdrom", path=disc_file(directory, at) if name else ""))
+    if spec.virtio_win is not None:
+        path = virtio_win_file(directory) if spec.virtio_win else ""
+        found.append(Drive(kind="cdrom", path=path))
     if seed.wanted(spec):
         found.append(Drive(kind="cdrom", path=seed_file(directory)))
     if spec.floppy is not None:
@@ -204,6 +208,15 @@ def disk_file(directory: str, number: int) -> str:
 
 def disc_file(directory: str, number: int) -> str:
     return f"{directory}/cdrom-{number}.iso"
+
+
+def virtio_win_file(directory: str) -> str:
+    return f"{directory}/virtio-win.iso"
+
+
+def virtio_win_drive(spec: InstanceSpec) -> str:
+    """What QEMU calls its drive: the one after the discs."""
+    return f"cdrom{len(spec.cdrom or [''])}"
 
 
 def floppy_file(directory: str) -> str:

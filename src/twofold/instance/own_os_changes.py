@@ -24,7 +24,7 @@ from twofold.model.instance import InstanceChange, InstanceSpec
 from twofold.operations import Operation
 from twofold.storage import disk
 
-FIELDS = frozenset({"cdrom", "floppy", "boot", "hardware", "os", "trial_s"})
+FIELDS = frozenset({"cdrom", "floppy", "virtio_win", "boot", "hardware", "os", "trial_s"})
 
 log = logging.getLogger("twofold.instance")
 
@@ -68,6 +68,8 @@ class Refitting:
                 await self._refit(record, changes, operation, tried=timeout_s is not None)
             if "cdrom" in ours:
                 await self._change_disc(record, changes["cdrom"] or "", operation)
+            if "virtio_win" in ours:
+                await self._change_virtio_win(record, changes["virtio_win"] or "", operation)
             if "floppy" in ours:
                 await self._change_floppy(record, changes["floppy"] or "", operation)
             if "boot" in ours:
@@ -88,6 +90,21 @@ class Refitting:
             await self._wall.put_disc(name, draft, operation)
         named = {"cdrom": [name, *record.spec.cdrom[1:]]}
         await self._swap(record, "cdrom0", draft if name else "", path, named, read_only=True)
+
+    async def _change_virtio_win(self, record: Record, name: str, operation: Operation) -> None:
+        if record.active and record.spec.virtio_win is None:
+            raise Conflict(
+                f"{record.name!r} runs without a drive for it",
+                hint=f"twofold stop {record.name}; or in its first drive: "
+                f"twofold set {record.name} cdrom={name or 'none'}",
+            )
+        path = own_os.virtio_win_file(self._directory(record))
+        draft = f"{path}.next"
+        if name:
+            await self._wall.put_virtio_win(name, draft, operation)
+        drive = own_os.virtio_win_drive(record.spec)
+        named = {"virtio_win": name}  # empty, the drive stays, as the floppy's does
+        await self._swap(record, drive, draft if name else "", path, named, read_only=True)
 
     async def _change_floppy(self, record: Record, name: str, operation: Operation) -> None:
         path = own_os.floppy_file(self._directory(record))

@@ -11,10 +11,15 @@ from typing import Any
 
 from twofold import osinfo
 from twofold.hypervisor.bare_devices import Hardware
+from twofold.instance import virtio_win
 from twofold.instance.own_os import Fitting
 from twofold.model.image import Image
 from twofold.model.instance import InstanceSpec
 
+_LOAD_FIRST = (
+    "the installer sees its disk once it has the driver: Load driver, then viostor (or vioscsi) on "
+    "the virtio-win disc"
+)
 NO_TPM = "Twofold does not run swtpm yet"
 # What is left out of ``show``: it says nothing that a user could change or see.
 _UNSAID = frozenset({"sound", "virtio_legacy", "disk_bytes"})
@@ -32,13 +37,18 @@ def choose(
     """
     system, rule, doubts = _system(spec, image)
     said = "hardware" in spec.model_fields_set
+    asked = hardware or (spec.hardware.value if said else "auto")
+    at_hand = frozenset[str]()
+    if spec.virtio_win and asked == "virtio" and spec.media != "disk":
+        at_hand = virtio_win.DRIVERS  # the installer takes them from there
+        doubts = (*doubts, _LOAD_FIRST)
     choice = osinfo.choose(
         system,
-        hardware=hardware or (spec.hardware.value if said else "auto"),
+        hardware=asked,
         firmware=spec.firmware,
         media_only=spec.media != "disk" and not spec.disks,
         facts=image.disk,
-        drivers=drivers,
+        drivers=drivers | at_hand,
     )
     reasons = {"operating system": rule}
     for name, reason in choice.reasons.items():

@@ -12,7 +12,7 @@ from typing import Any
 
 from twofold.errors import InvalidInput
 from twofold.hypervisor import bare_devices, bare_trial, firmware
-from twofold.instance import own_os, own_os_files, own_os_hardware, seed
+from twofold.instance import own_os, own_os_files, own_os_hardware, seed, virtio_win
 from twofold.instance.collaborators import Images, Keeper, Machines
 from twofold.instance.own_os import Fitting
 from twofold.instance.place import ImageRoot, Place
@@ -51,6 +51,9 @@ class OwnOsWall:
         await self._make_disks(spec, image, directory, operation)
         for number, name in enumerate(spec.cdrom):
             await self.put_disc(name, own_os.disc_file(directory, number), operation)
+        if spec.virtio_win:
+            path = own_os.virtio_win_file(directory)
+            await self.put_virtio_win(spec.virtio_win, path, operation)
         if spec.floppy:
             await self.put_floppy(spec.floppy, own_os.floppy_file(directory), operation)
         await asyncio.to_thread(own_os_files.write_fitting, directory, fitting)
@@ -81,6 +84,13 @@ class OwnOsWall:
         """``path`` is then the disc of that name, whatever becomes of the image."""
         image = await self._image(name, ImageKind.CDROM, operation)
         source = await self._images.disk_file(image.digest, operation)
+        await asyncio.to_thread(own_os_files.link_to, source, path)
+
+    async def put_virtio_win(self, name: str, path: str, operation: Operation) -> None:
+        """``path`` is then the medium with Windows' drivers. Raises InvalidInput for another."""
+        image = await self._image(name, ImageKind.CDROM, operation)
+        source = await self._images.disk_file(image.digest, operation)
+        await asyncio.to_thread(virtio_win.check, image, name, source)
         await asyncio.to_thread(own_os_files.link_to, source, path)
 
     async def put_floppy(self, name: str, path: str, operation: Operation) -> None:

@@ -154,6 +154,10 @@ class InstanceSpec(Strict):
     disks: list[DiskWish] = Field(default_factory=list, max_length=16)
     cdrom: list[Line] = Field(default_factory=list, max_length=4, description="images")
     floppy: Line | None = Field(default=None, description="an image")
+    virtio_win: Line | None = Field(
+        default=None,
+        description="an image: the medium with virtio's drivers, in a drive of its own",
+    )
     boot: list[BootFrom] = Field(
         default_factory=list, max_length=4, description="tried in this order; empty: as it is made"
     )
@@ -181,6 +185,9 @@ class InstanceChange(Strict):
     restart: RestartPolicy = Field(default="no", examples=["unless-stopped"])
     cdrom: Line | None = Field(default=None, description="in the first CD drive; null: nothing")
     floppy: Line | None = Field(default=None, description="in the floppy drive; null: nothing")
+    virtio_win: Line | None = Field(
+        default=None, description="drivers for Windows, in a CD drive of their own; null: nothing"
+    )
     boot: list[BootFrom] | None = Field(default=None, max_length=4)
     hardware: Hardware = Field(default=Hardware.EMULATED, description="while it is stopped")
     os: Line | None = Field(default=None, description="which system it runs, while it is stopped")

@@ -20,7 +20,7 @@ EXAMPLES = (
     "twofold set web memory=1g",
     "twofold set web db cpus=1.5 pids=500",
     "twofold set web memory=none restart=unless-stopped",
-    "twofold set win cdrom=./virtio-win.iso",
+    "twofold set win virtio-win=./virtio-win.iso",
     "twofold set bsd boot=cdrom,disk",
     "twofold set box hardware=virtio",
     "twofold set win hardware=virtio --try --timeout 1800",
@@ -33,12 +33,13 @@ Fewer processors, less memory and changes of emulated hardware wait for its next
 said. What is set is kept: show has it, and every later start.
 
 Of a machine with an operating system of its own: cdrom=IMAGE and floppy=IMAGE put a disc or a disk
-into the drive, also while it runs, none takes it out; boot=KIND,… is the order from the next start
-on. While it is stopped, os=ID says what it runs, and hardware=virtio moves it to devices that a
-system with the drivers is faster with; hardware=emulated goes back to what it had. Where nobody
-knows whether it has them, --try starts it once with such devices beside what it has, waits until
-its system has taken them (or you have installed its drivers, by its screen), stops it, and then
-moves it over."""
+into the drive, also while it runs, none takes it out; virtio-win=FILE does so with the drivers for
+Windows, in a CD drive of their own, which comes with the next start; boot=KIND,… is the order from
+the next start on. While it is stopped, os=ID says what it runs, and hardware=virtio moves it to
+devices that a system with the drivers is faster with; hardware=emulated goes back to what it had.
+Where nobody knows whether it has them, --try starts it once with such devices beside what it has,
+waits until its system has taken them (or you have installed its drivers, by its screen), stops it,
+and then moves it over."""
 KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "cpus": ("cpus", arguments.cpus),
     "memory": ("memory_bytes", arguments.memory),
@@ -46,6 +47,7 @@ KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "restart": ("restart", arguments.restart_policy),
     "cdrom": ("cdrom", hardware.image),
     "floppy": ("floppy", hardware.image),
+    "virtio-win": ("virtio_win", hardware.image),
     "boot": ("boot", hardware.boot_order),
     "hardware": ("hardware", hardware.profile),
     "os": ("os", str),

@@ -107,6 +107,15 @@ def _draw(instance: dict[str, Any]) -> None:
     output.write_section(
         "guest, as its agent says", [(key, value) for key, value in sorted(guest.items())]
     )
+    output.write_section(
+        "drives",
+        [
+            ("cd", [disc or "empty" for disc in spec.get("cdrom") or []]),
+            ("virtio-win", _in_drive(spec.get("virtio_win"))),
+            ("floppy", _in_drive(spec.get("floppy"))),
+            ("boot order", ", ".join(spec.get("boot") or []) or None),
+        ],
+    )
     volumes = [
         f"{one['source']}:{one['target']}{':ro' if one.get('read_only') else ''}"
         for one in spec.get("volumes") or []
@@ -131,6 +140,11 @@ def _draw_exposure(found: dict[str, Any]) -> None:
         output.write_line()
         output.write_line(f"{sign}{barrier['topic']} ({barrier['basis']})")
         output.write_paragraph(barrier["words"], indent="    ")
+
+
+def _in_drive(image: str | None) -> str | None:
+    """None: there is no such drive."""
+    return image if image else None if image is None else "empty"
 
 
 def _moment(stamp: str | None) -> str | None:

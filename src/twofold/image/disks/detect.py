@@ -62,6 +62,16 @@ def could_be_raw(source: Source, path: str) -> bool:
     )
 
 
+def is_text(source: Source) -> bool:
+    """Whether it begins as a text does: nothing that holds a disk or an archive is one."""
+    first = source.glance(0, 1024)
+    try:
+        words = first[: first.rfind(b"\n") + 1 or len(first)].decode()
+    except UnicodeDecodeError:
+        return False
+    return bool(words) and all(letter.isprintable() or letter in "\t\n\r\f" for letter in words)
+
+
 def kind_of(name: str, source: Source, *, stated: bool) -> ImageKind:
     """``stated``: the user said the format, so a floppy-sized raw file is a hard disk."""
     if name == "iso":

@@ -1,6 +1,7 @@
 """What an optical disc says about itself: the primary volume descriptor and the boot catalog.
 
-Reads at most 66 sectors, each at a place that is checked first. Looks at no directory or file.
+Reads at most 66 sectors, each at a place that is checked first. ``root_names`` looks at the one
+directory that a disc always has; nothing here looks at files.
 Layout: ECMA-119 (ISO 9660) and the El Torito specification 1.0.
 """
 
@@ -15,6 +16,8 @@ _MAX_DESCRIPTORS = 64
 _BOOT_RECORD, _PRIMARY, _END = 0, 1, 255
 _EL_TORITO = b"EL TORITO SPECIFICATION"
 _ENTRY_BYTES = 32
+_RECORD_BYTES = 33  # of a directory, without the name
+_MAX_DIRECTORY_BYTES = 64 << 10
 _X86, _EFI = 0x00, 0xEF
 _BOOTABLE = 0x88
 
@@ -28,6 +31,7 @@ class Volume:
     size_bytes: int
     boot_bios: bool
     boot_uefi: bool
+    root: tuple[int, int]  # of the uppermost directory: its first sector, its length in bytes
 
 
 def is_iso(source: Source) -> bool:
@@ -71,7 +75,26 @@ def read(source: Source) -> Volume:
         size_bytes=size_bytes,
         boot_bios=_X86 in platforms,
         boot_uefi=_EFI in platforms,
+        root=(struct.unpack_from("<I", primary, 158)[0], struct.unpack_from("<I", primary, 166)[0]),
     )
+
+
+def root_names(source: Source) -> frozenset[str]:
+    """The names in its uppermost directory, in small letters and without a version; only the first
+    64 KiB of it count. Raises InvalidInput as ``read`` does."""
+    sector, size_bytes = read(source).root
+    directory = source.glance(sector * SECTOR_BYTES, min(size_bytes, _MAX_DIRECTORY_BYTES))
+    names = set()
+    at = 0
+    while at + _RECORD_BYTES <= len(directory):
+        record_bytes = directory[at]
+        if record_bytes < _RECORD_BYTES:  # the rest of this sector is empty
+            at = (at // SECTOR_BYTES + 1) * SECTOR_BYTES
+            continue
+        name = directory[at + _RECORD_BYTES : at + _RECORD_BYTES + directory[at + 32]]
+        names.add(_text(name.partition(b";")[0]).lower())
+        at += record_bytes
+    return frozenset(names)
 
 
 def _platforms(source: Source, sector: int) -> set[int]:

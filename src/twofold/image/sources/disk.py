@@ -40,6 +40,10 @@ def could_be_raw(fd: int, path: str) -> bool:
     return detect.could_be_raw(_source(fd, path), path)
 
 
+def is_text(fd: int, path: str) -> bool:
+    return detect.is_text(_source(fd, path))
+
+
 def import_disk(
     store: ImageStore,
     fd: int,

@@ -133,6 +133,9 @@ def _detect(fd: int, path: str) -> str:
         packed = kind_of(os.pread(fd, 16, 0))
         if not packed and disk.could_be_raw(fd, path):
             return "raw"
+        if disk.is_text(fd, path):
+            why = "a text file, neither a disk nor an archive"
+            raise InvalidInput(f"{path!r} is no image: it is {why}", hint=_KINDS_HINT) from error
         hint = f"if it is a compressed disk: {_UNPACK[packed]} {path}" if packed else _KINDS_HINT
         raise InvalidInput(f"{path!r} is no image: {error.message}", hint=hint) from error
     if not seen and disk.could_be_raw(fd, path):
