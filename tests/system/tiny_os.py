@@ -1,7 +1,8 @@
 """An operating system of one sector, for machines that boot something of their own in a second.
 
 It says its name on the serial port and then waits: ``r`` reboots, ``q`` powers off, anything else
-is echoed; the power button powers off, unless it is deaf. Made for QEMU's pc and q35 boards, whose
+is echoed; the power button powers off, unless it is deaf. One that multiplies first writes itself
+into the second sector of its disk. Made for QEMU's pc and q35 boards, whose
 BIOS puts the power management registers at port 0x600.
 """
 
@@ -13,13 +14,14 @@ from pathlib import Path
 _PM = 0x600  # status; +2 enable; +4 control
 
 
-class _Code:
-    """Instructions in order, with jumps of one byte to labels."""
+class Code:
+    """Instructions in order, with jumps of one byte, and calls of two, to labels."""
 
     def __init__(self) -> None:
         self.code = bytearray()
         self._labels: dict[str, int] = {}
         self._jumps: list[tuple[int, str]] = []
+        self._calls: list[tuple[int, str]] = []
 
     def __call__(self, text: str) -> None:
         self.code += bytes.fromhex(text)
@@ -34,16 +36,26 @@ class _Code:
         self.code += bytes.fromhex(opcode) + b"\0"
         self._jumps.append((len(self.code) - 1, name))
 
+    def call(self, name: str) -> None:
+        self.code += b"\xe8\0\0"
+        self._calls.append((len(self.code) - 2, name))
+
     def done(self) -> bytes:
         for at, name in self._jumps:
-            self.code[at] = (self._labels[name] - at - 1) & 0xFF
+            distance = self._labels[name] - at - 1
+            assert -128 <= distance < 128, name
+            self.code[at] = distance & 0xFF
+        for at, name in self._calls:
+            struct.pack_into("<h", self.code, at, self._labels[name] - at - 2)
         return bytes(self.code)
 
 
-def sector(name: str, *, deaf: bool = False) -> bytes:
+def sector(name: str, *, deaf: bool = False, multiplies: bool = False) -> bytes:
     """The 512 bytes. ``name`` is what it says, with a line end."""
-    c = _Code()
+    c = Code()
     c("31c0 8ed8")  # ds = 0
+    if multiplies:
+        c("8ec0 b80103 bb007c b90200 ba8000 cd13")  # write one sector, the second, of disk 0x80
     c.word("be", 0x7C00 + 0x100)  # si: the name
     c.label("say")
     c("ac 84c0")  # lodsb; al == 0?
@@ -87,10 +99,10 @@ def sector(name: str, *, deaf: bool = False) -> bytes:
     return (code.ljust(0x100, b"\x90") + text).ljust(510, b"\0") + b"\x55\xaa"
 
 
-def disk(path: Path, name: str, *, deaf: bool = False) -> Path:
+def disk(path: Path, name: str, *, deaf: bool = False, multiplies: bool = False) -> Path:
     """Larger than any floppy: a small one is taken for older than the power button."""
     with path.open("wb") as file:
-        file.write(sector(name, deaf=deaf))
+        file.write(sector(name, deaf=deaf, multiplies=multiplies))
         file.truncate(16 << 20)
     return path
 

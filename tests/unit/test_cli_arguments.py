@@ -385,9 +385,15 @@ def test_with_image_the_first_word_is_the_name(tmp_path: Path) -> None:
         "disks": [{"size_bytes": 64 << 30}, {"image": "data"}],
         "boot": ["cdrom", "disk"],
     }
-    assert spec_of("run --floppy x --usb 046D:C31C --pci 01:00.0 --tpm off freedos")[
+    assert spec_of("run --floppy x --device usb:046D:C31C --device pci:01:00.0 --tpm off freedos")[
         "host_devices"
     ] == [{"bus": "usb", "address": "046d:c31c"}, {"bus": "pci", "address": "0000:01:00.0"}]
+    assert spec_of("run --device usb:001.004 --device /dev/fuse --sound freedos") == {
+        "image": "freedos",
+        "host_devices": [{"bus": "usb", "address": "1.4"}],
+        "devices": [{"path": "/dev/fuse"}],
+        "sound": True,
+    }
 
 
 @pytest.mark.parametrize(
@@ -397,8 +403,9 @@ def test_with_image_the_first_word_is_the_name(tmp_path: Path) -> None:
         ("create --image a b c", "one too many"),
         ("create --image a --name b c", "two names"),
         ("create --disk lots a", "not a size"),
-        ("create --usb 046d a", "VENDOR:PRODUCT"),
-        ("create --pci 01:00.0,x=y a", "not like"),
+        ("create --device usb:046d a", "VENDOR:PRODUCT"),
+        ("create --device usb:1.4.2 a", "BUS.DEVICE"),
+        ("create --device pci:01:00.0,x=y a", "not like"),
         ("run --hardware emulated debian", "virtual machine"),
     ],
 )

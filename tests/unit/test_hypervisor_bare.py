@@ -50,6 +50,7 @@ CASES = {
             nic="e1000e",
             usb="xhci",
             inputs="usb-tablet",
+            sound="hda",
             hyperv=True,
         ),
         accelerator="kvm",
@@ -57,8 +58,8 @@ CASES = {
         tpm=True,
     ),
     "own-from-the-network": replace(UNKNOWN, boot=("network",), firmware=UEFI),
-    "own-host-devices": replace(UNKNOWN, usb=("046d:c31c",), pci=("0000:01:00.0",)),
     "own-trial": replace(UNKNOWN, scratch=f"{PLACE}/scratch.img"),
+    "own-host-devices": replace(UNKNOWN, usb=("/dev/bus/usb/001/004",), pci=("0000:01:00.0",)),
     "own-host-disk": replace(
         UNKNOWN, drives=(Drive(kind="disk", path="/dev/sdb", block_device=True),)
     ),

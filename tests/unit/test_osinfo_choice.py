@@ -35,7 +35,6 @@ def test_debian_has_every_virtio_driver_in_the_box() -> None:
     assert (choice.disk, choice.nic, choice.video) == ("virtio-blk", "virtio-net", "virtio")
     assert choice.machine == "q35"
     assert (choice.agent_port, choice.rng, choice.balloon) == (True, True, True)
-    assert not choice.virtio_legacy
     assert (choice.memory_bytes, choice.clock, choice.firmware) == (1 * GIB, "utc", "bios")
     assert "since Debian GNU/Linux 5.0" in choice.reasons["disk"]
     assert osinfo.find("debian12").virtio_in_the_box() == "yes"
@@ -75,7 +74,6 @@ def test_windows_11_by_bios_is_the_users_word_with_a_warning() -> None:
 def test_openbsd_has_disk_and_network_and_no_agent() -> None:
     choice = chosen("openbsd7.0")
     assert (choice.hardware, choice.disk, choice.nic) == ("virtio", "virtio-blk", "virtio-net")
-    assert choice.virtio_legacy
     assert not choice.agent_port
     assert osinfo.find("openbsd7.0").virtio_in_the_box() == "partly"
     assert chosen("openbsd7.0", "emulated").nic == "e1000"

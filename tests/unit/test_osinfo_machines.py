@@ -4,7 +4,8 @@ is a word that the hypervisor does not know, and no two of them contradict each 
 import pytest
 
 from twofold import osinfo
-from twofold.hypervisor import bare, bare_devices
+from twofold.errors import Unsupported
+from twofold.hypervisor import bare, bare_devices, tpm
 from twofold.hypervisor.bare import BareSpec, Drive, Firmware
 from twofold.instance import own_os, own_os_hardware
 from twofold.model.image import DiskFacts, Image, ImageConfig, ImageKind
@@ -49,7 +50,7 @@ def test_every_system_becomes_a_machine(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(systems) > 700
     monkeypatch.setattr(osinfo, "find", systems.__getitem__)
     monkeypatch.setattr(osinfo, "identify", lambda facts: None)
-    spec = wish(os="any")
+    spec = wish(os="any", sound=True)
     fittings = [
         own_os_hardware.choose(spec.model_copy(update={"os": name}), disc(), hardware=hardware)[0]
         for name in systems
@@ -57,7 +58,7 @@ def test_every_system_becomes_a_machine(monkeypatch: pytest.MonkeyPatch) -> None
     ]
     kinds = {(fitting.hardware, fitting.firmware != "bios", fitting.tpm) for fitting in fittings}
     assert 8 < len(kinds) < 200
-    for hardware, uefi, tpm in kinds:
+    for hardware, uefi, with_tpm in kinds:
         bare_devices.check(hardware)
         bare.build(
             BareSpec(
@@ -69,7 +70,7 @@ def test_every_system_becomes_a_machine(monkeypatch: pytest.MonkeyPatch) -> None
                 firmware=Firmware(code="/code.fd", nvram="/nvram.fd") if uefi else Firmware(),
                 drives=DRIVES,
                 mac="02:54:46:00:00:05",
-                tpm=tpm,
+                tpm=with_tpm,
             )
         )
 
@@ -78,9 +79,26 @@ def test_windows_gets_all_that_was_chosen_for_it() -> None:
     fitting, warnings = own_os_hardware.choose(wish(os="win11"), disc())
     assert (fitting.hardware.clock, fitting.hardware.hyperv) == ("localtime", True)
     assert (fitting.hardware.hpet, fitting.firmware) == (False, "uefi-secure")
-    # What it wants and cannot have is said, not left out silently.
+    assert fitting.tpm
+    assert not warnings
+
+
+def test_a_tpm_that_cannot_be_had_is_not_left_out_silently(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tpm, "is_present", lambda: False)
+    fitting, warnings = own_os_hardware.choose(wish(os="win11"), disc())
     assert not fitting.tpm
-    assert any("TPM" in warning for warning in warnings)
+    assert "swtpm is not installed" in fitting.reasons["tpm"]
+    assert any("apt-get install swtpm" in warning for warning in warnings)
+    with pytest.raises(Unsupported, match="swtpm"):
+        own_os.check(wish(tpm=True))
+
+
+def test_a_sound_card_comes_when_asked_for() -> None:
+    silent, _ = own_os_hardware.choose(wish(os="win11"), disc())
+    assert (silent.hardware.sound, "sound" in silent.reasons) == ("none", False)
+    for system, card in (("win11", "hda"), ("winxp", "ac97"), ("freedos1.2", "sb16")):
+        fitting, _ = own_os_hardware.choose(wish(os=system, sound=True), disc())
+        assert (fitting.hardware.sound, card in fitting.reasons["sound"]) == (card, True), system
 
 
 def test_a_medium_for_another_processor_is_warned_of() -> None:

@@ -71,26 +71,14 @@ def configure(parser: arguments.Parser) -> None:
         help="a public key that may log in (as --user, else as the image has it); by cloud-init",
     )
     add("--user-data", metavar="FILE", help="what cloud-init in it is told, in place of those")
-    add(
-        "--usb",
-        action="append",
-        default=[],
-        metavar="VENDOR:PRODUCT",
-        help="a USB device of the host for this machine alone; repeatable",
-    )
-    add(
-        "--pci",
-        action="append",
-        default=[],
-        metavar="ADDRESS",
-        help="a PCI device of the host, by VFIO; repeatable",
-    )
+    add("--sound", action="store_true", help="a sound card; what it plays goes nowhere")
 
 
 def build(args: argparse.Namespace) -> dict[str, Any]:
     """Of the specification; the image and the name are the caller's."""
-    devices = [_usb(text) for text in args.usb] + [_pci(text) for text in args.pci]
+    devices = [_host_device(text) for text in args.device if is_host_device(text)]
     return {
+        "sound": args.sound or None,
         "disks": [disk(text) for text in args.disk] or None,
         "cdrom": [image(text) for text in args.cdrom] or None,
         "floppy": image(args.floppy) if args.floppy else None,
@@ -160,22 +148,39 @@ def boot_order(text: str) -> list[str]:
     return words
 
 
-def _usb(text: str) -> dict[str, str]:
-    vendor, colon, product = text.lower().partition(":")
-    if not colon or not all(len(one) == 4 and _is_hex(one) for one in (vendor, product)):
+def is_host_device(text: str) -> bool:
+    """A word of ``--device`` that is of a machine, not a node of /dev for a container."""
+    return text.startswith(("usb:", "pci:"))
+
+
+def _host_device(text: str) -> dict[str, str]:
+    bus, _, address = text.lower().partition(":")
+    return _usb(address) if bus == "usb" else _pci(address)
+
+
+def _usb(address: str) -> dict[str, str]:
+    bus, point, number = address.partition(".")
+    if point and all(one.isascii() and one.isdigit() and len(one) < 4 for one in (bus, number)):
+        return {"bus": "usb", "address": f"{int(bus)}.{int(number)}"}
+    vendor, _, product = address.partition(":")
+    if not all(len(one) == 4 and _is_hex(one) for one in (vendor, product)):
         raise UsageError(
-            f"USB device {text!r} is not VENDOR:PRODUCT, four hex digits each", hint="lsusb"
+            f"USB device {address!r} is neither VENDOR:PRODUCT, four hex digits each, nor "
+            "BUS.DEVICE",
+            hint="lsusb shows both: --device usb:046d:c31c, --device usb:1.4",
         )
     return {"bus": "usb", "address": f"{vendor}:{product}"}
 
 
 def _pci(text: str) -> dict[str, str]:
-    address = text.lower()
+    address = text
     if address.count(":") == 1:
         address = f"0000:{address}"
     parts = address.replace(".", ":").split(":")
     if [len(part) for part in parts] != [4, 2, 2, 1] or not all(map(_is_hex, parts)):
-        raise UsageError(f"PCI address {text!r} is not like 01:00.0", hint="lspci -D")
+        raise UsageError(
+            f"PCI address {text!r} is not like 01:00.0", hint="lspci -D; --device pci:0000:01:00.0"
+        )
     return {"bus": "pci", "address": address}
 
 

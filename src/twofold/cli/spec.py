@@ -172,7 +172,8 @@ def _add_privileges(parser: arguments.Parser) -> None:
         action="append",
         default=[],
         metavar="DEVICE[:INSIDE][:rwm]",
-        help="a device of the host in a container: /dev/fuse; repeatable",
+        help="a device of the host in a container: /dev/fuse; or for a machine with a system of "
+        "its own alone: usb:VENDOR:PRODUCT, usb:BUS.DEVICE, pci:ADDRESS; repeatable",
     )
     group.add_argument(
         "--security-opt",
@@ -251,7 +252,10 @@ def _privileges(args: argparse.Namespace) -> dict[str, Any]:
         "tmpfs": [arguments.tmpfs(text) for text in args.tmpfs] or None,
         "shm_bytes": args.shm_size,
         "ulimits": dict(arguments.ulimit(text) for text in args.ulimit) or None,
-        "devices": [arguments.device(text) for text in args.device] or None,
+        "devices": [
+            arguments.device(text) for text in args.device if not hardware.is_host_device(text)
+        ]
+        or None,
         **arguments.security(args.security_opt),
     }
 

@@ -10,7 +10,7 @@ Refuses models that do not go together and more disks than a bus takes; runs not
 from dataclasses import dataclass, field
 
 from twofold.errors import InvalidInput
-from twofold.hypervisor import bare_devices, bare_trial, machine
+from twofold.hypervisor import bare_devices, bare_trial, host_pci, machine
 from twofold.hypervisor.bare_devices import DISK_BUSES, NICS, DiskBus, Hardware
 from twofold.hypervisor.options import option, plain
 from twofold.runtime.plan import OpenFile
@@ -19,6 +19,7 @@ MINIMUM_MEMORY_BYTES = 4 << 20
 _MIB = 1 << 20
 _SCREEN_BYTES = 64 * _MIB  # the video card's memory and the picture of it
 _TPM_BYTES = 32 * _MIB
+_USB_FDSET = 200  # far from those of the drives
 _BOOT = ("disk", "cdrom", "floppy", "network")
 
 
@@ -61,7 +62,7 @@ class BareSpec:
     nested: bool = False
     tpm: bool = False
     local_time: str = ""
-    usb: tuple[str, ...] = ()  # VENDOR:PRODUCT of host devices
+    usb: tuple[str, ...] = ()  # nodes of host devices
     pci: tuple[str, ...] = ()  # addresses of host devices
     scratch: str = ""
 
@@ -84,6 +85,7 @@ def build(spec: BareSpec) -> machine.Machine:
         *_drives(spec, backends),
         *_network(spec),
         *_surface(spec.hardware),
+        *_sound(spec.hardware),
         *(_tpm() if spec.tpm else ()),
         *_host_devices(spec),
         *(bare_trial.words() if spec.scratch else ()),
@@ -94,6 +96,8 @@ def build(spec: BareSpec) -> machine.Machine:
         files.append(OpenFile(name="nvram", path=spec.firmware.nvram, access="rw"))
     if spec.scratch:
         files.append(OpenFile(name=bare_trial.FILE, path=spec.scratch, access="rw"))
+    for at, node in enumerate(spec.usb):
+        files.append(OpenFile(name=f"usb{at}", path=node, access="rw"))
     overhead = machine.HYPERVISOR_BYTES + _SCREEN_BYTES + (_TPM_BYTES if spec.tpm else 0)
     if spec.accelerator == "tcg":
         overhead += machine.TCG_CODE_BYTES
@@ -130,7 +134,7 @@ class _Backend:
         return self.drive.read_only or self.drive.kind == "cdrom"
 
     def files(self) -> list[OpenFile]:
-        access = "r" if self.read_only else "rw"
+        access = "r" if self.read_only else "exclusive" if self.drive.block_device else "rw"
         found = OpenFile(name=self.name, path=self.drive.path, access=access)
         return [found] if self.drive.path else []
 
@@ -308,6 +312,15 @@ def _surface(hardware: Hardware) -> list[str]:
     return [word for device in devices for word in ("-device", device)]
 
 
+def _sound(hardware: Hardware) -> list[str]:
+    """A card that plays into nothing: QEMU in its jail has no way to the host's loudspeakers."""
+    devices = bare_devices.SOUND_CARDS[hardware.sound][hardware.board]
+    if not devices:
+        return []
+    words = ["-audiodev", "none,id=sound"]
+    return words + [word for device in devices for word in ("-device", device)]
+
+
 def _tpm() -> list[str]:
     return [
         *("-chardev", "socket,id=tpm,fd={fd:tpm}"),
@@ -318,11 +331,12 @@ def _tpm() -> list[str]:
 
 def _host_devices(spec: BareSpec) -> list[str]:
     words = ["-device", "qemu-xhci,id=hostusb"] if spec.usb else []
-    for at in range(len(spec.usb)):
-        words += ["-add-fd", f"fd={{fd:usb{at}}},set={200 + at},opaque=usb{at}"]
-        words += ["-device", f"usb-host,bus=hostusb.0,hostdevice=/dev/fdset/{200 + at}"]
+    for at, fdset in enumerate(range(_USB_FDSET, _USB_FDSET + len(spec.usb))):
+        words += ["-add-fd", f"fd={{fd:usb{at}}},set={fdset},opaque=usb{at}"]
+        words += ["-device", f"usb-host,bus=hostusb.0,hostdevice=/dev/fdset/{fdset}"]
     for address in spec.pci:
-        words += ["-device", option("vfio-pci", host=plain(address, "PCI address"))]
+        folder = f"{host_pci.FOLDERS}/{plain(address, 'PCI address')}"
+        words += ["-device", option("vfio-pci", sysfsdev=folder)]
     return words
 
 

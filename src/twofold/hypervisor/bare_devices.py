@@ -94,6 +94,16 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "usb-tablet": ("usb-tablet,bus=usb.0",),
     "virtio": ("virtio-keyboard-pci", "virtio-tablet-pci"),
 }
+# On which board, which devices; what is played goes nowhere.
+SOUND_CARDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "none": {"pc": (), "q35": ()},
+    "sb16": dict.fromkeys(("pc", "q35"), ("sb16,audiodev=sound",)),
+    "ac97": dict.fromkeys(("pc", "q35"), ("AC97,audiodev=sound",)),
+    "hda": {
+        "pc": ("intel-hda,id=hda", "hda-duplex,bus=hda.0,audiodev=sound"),
+        "q35": ("ich9-intel-hda,id=hda", "hda-duplex,bus=hda.0,audiodev=sound"),
+    },
+}
 # The plain x86-64 of 2003, for what stumbles over anything newer; else all that there is.
 BASELINE_CPU = "qemu64,svm=off"
 CPUS = ("full", "baseline")
@@ -113,6 +123,7 @@ class Hardware:
     video: str = "std"
     usb: str = "none"
     inputs: str = "ps2"
+    sound: str = "none"
     clock: str = "utc"  # utc | localtime
     cpu: str = "full"
     acpi: bool = True
@@ -152,6 +163,7 @@ def check(hardware: Hardware) -> None:
         (hardware.video, VIDEOS, "video card"),
         (hardware.usb, USB_CONTROLLERS, "USB controller"),
         (hardware.inputs, INPUTS, "input device"),
+        (hardware.sound, SOUND_CARDS, "sound card"),
         (hardware.cpu, CPUS, "processor"),
         (hardware.clock, ("utc", "localtime"), "clock"),
     ):

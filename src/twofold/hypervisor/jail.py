@@ -2,11 +2,12 @@
 
     CACHE/jail-KEY/
         jail.json                   what it was made from, to notice an upgrade
-        usr/bin/qemu-system-x86_64  and diod, which serves directories to emulated hardware
+        usr/bin/qemu-system-x86_64  and diod, which serves directories to emulated hardware, and
+                                    swtpm, for which the jail is shown once more elsewhere
         lib/… lib64/… usr/lib/…     loader, libraries and QEMU modules, at the host's own paths
         usr/share/…                 firmware
         etc/passwd etc/group        a name for the one user
-        boot shares dev proc tmp    mount points for the sandbox
+        boot shares dev proc tmp …  mount points for the sandbox
 
 Made of copies, so that nothing the jailed QEMU sees is a file of the host; shared, read-only, by
 every virtual machine. A change of any source file makes a new jail; running machines keep theirs.
@@ -26,6 +27,7 @@ from twofold.errors import NoSpace, Unsupported
 from twofold.hypervisor.bare_devices import NICS
 from twofold.hypervisor.interpreter import resolve_libraries
 from twofold.hypervisor.monitor_shares import DIOD, USER
+from twofold.hypervisor.tpm import SWTPM
 from twofold.model.progress import Progress
 
 QEMU = "/usr/bin/qemu-system-x86_64"
@@ -49,12 +51,12 @@ _OPTIONAL_FIRMWARE = (
     *("vgabios-virtio.bin", "vgabios-cirrus.bin"),
     *(nic.boot_rom for nic in NICS.values()),
 )
-_MOUNT_POINTS = ("boot", "shares", "dev", "proc", "tmp", "run", "sys", "etc", "old-root")
+_MOUNT_POINTS = ("boot", "shares", "tpm", "dev", "proc", "tmp", "run", "sys", "etc", "old-root")
 _ACCOUNTS = {
     "passwd": f"{USER}:x:{USER_ID}:{USER_ID}::/:/nonexistent\n",
     "group": f"{USER}:x:{USER_ID}:\n",
 }
-_FORMAT = 5  # raise it when the layout changes
+_FORMAT = 6  # raise it when the layout changes
 
 
 def ensure(cache_dir: str, progress: Progress) -> str:
@@ -81,7 +83,7 @@ def ensure(cache_dir: str, progress: Progress) -> str:
 
 def sources() -> dict[str, str]:
     """Where each file of the jail comes from: path inside → path on the host (often the same)."""
-    programs = [path for path in (QEMU, DIOD) if os.access(path, os.X_OK)]
+    programs = [QEMU, *_optional_programs()]
     qemu_modules = [
         path
         for pattern in _MODULE_GLOBS
@@ -94,6 +96,10 @@ def sources() -> dict[str, str]:
     if os.path.exists("/etc/ld.so.cache"):  # for hosts whose libraries are in unusual places
         wanted.append("/etc/ld.so.cache")
     return {path: os.path.realpath(path) for path in wanted}
+
+
+def _optional_programs() -> list[str]:
+    return [path for path in (DIOD, SWTPM) if os.access(path, os.X_OK)]
 
 
 def _firmware() -> list[str]:
@@ -122,7 +128,7 @@ def _current(cache_dir: str) -> str:
                 made = json.load(stream)
         except (OSError, ValueError):
             continue
-        if made.get("format") != _FORMAT or made.get("diod") != os.access(DIOD, os.X_OK):
+        if made.get("format") != _FORMAT or made.get("optional") != _optional_programs():
             continue
         if all(_stamp(path) == stamp for path, stamp in made["sources"].items()):
             return folder
@@ -147,7 +153,8 @@ def _build(cache_dir: str, progress: Progress) -> str:
         for name, line in _ACCOUNTS.items():
             with open(f"{scratch}/etc/{name}", "w") as stream:
                 stream.write(line)
-        made = {"format": _FORMAT, "diod": DIOD in files, "sources": stamps}
+        optional = [path for path in _optional_programs() if path in files]
+        made = {"format": _FORMAT, "optional": optional, "sources": stamps}
         with open(f"{scratch}/jail.json", "w") as stream:
             json.dump(made, stream)
         let_read(scratch)

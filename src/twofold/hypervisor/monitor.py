@@ -19,7 +19,7 @@ from typing import Any
 
 from twofold.errors import GuestFailed, TwofoldError, Unavailable
 from twofold.guest import protocol
-from twofold.hypervisor import monitor_shares
+from twofold.hypervisor import monitor_companions, monitor_shares
 from twofold.hypervisor.monitor_birth import Birth, Events
 from twofold.hypervisor.monitor_clients import Clients, close_all, receive, signal_number
 from twofold.hypervisor.monitor_console import Console
@@ -120,7 +120,7 @@ class Monitor(Watcher):
         """Start QEMU and watch everything. Raises Unavailable."""
         agent, agent_theirs = pair()
         serial, serial_theirs = pair()
-        stderr_read, stderr_write = os.pipe()
+        stderr_read, stderr_write = monitor_companions.error_pipe(fds)
         self._console = Console(self.loop, serial, stderr_read, fds.get("console", -1))
         self._console.log.mark(f"started {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}")
         self._console.open_door(fds.get("door-serial", -1))
@@ -138,7 +138,7 @@ class Monitor(Watcher):
         os.close(stderr_write)
         for name, fd in given.items():
             kept = ("console", "agent", "serial", "inner", "state", "door-serial", "door-vnc")
-            if name not in kept:
+            if name not in kept and not name.startswith("life-"):
                 os.close(fd)
         for theirs in (agent_theirs, serial_theirs, inner_theirs):
             theirs.close()
@@ -147,6 +147,7 @@ class Monitor(Watcher):
         if self._system:
             self._console.mirror(self._stdio[0], self._stdio[1])
         self.loop.watch(self._qemu.pidfd, self._qemu_ended)
+        monitor_companions.watch(given, self.loop, self._complain, qemu=self._qemu.pidfd)
         self.loop.watch(self._link.sock.fileno(), self._link_ready)
         self._status.setblocking(False)
         self.loop.watch(self._status.fileno(), self._read_status)
@@ -329,6 +330,11 @@ class Monitor(Watcher):
         self._link.send(protocol.encode_json(protocol.SHUTDOWN, 0, body))
         if force:
             self._kill_deadline = time.monotonic() + _POWER_OFF_S
+
+    def _complain(self, sentence: str) -> None:
+        """Something went wrong that the machine itself survives."""
+        if self._ready:
+            self._tell({"error": GuestFailed(sentence).to_dict()})
 
     def _guest_failed(self, sentence: str) -> None:
         """Before the guest was ready: say it with the end of the console, and end."""

@@ -3,8 +3,10 @@
 from twofold.instance import barriers
 from twofold.instance.barriers import STANDARD_DEVICES, Scene, judge
 from twofold.model.exposure import Barrier, Basis
+from twofold.runtime.idmap import COMPANION_USER
 
 _NOT_THE_GUESTS = ("isa-serial",)
+_ACCESS = {"r": "read-only", "rw": "writable", "exclusive": "writable, the host's own"}
 
 
 def summary(scene: Scene) -> str:
@@ -16,7 +18,7 @@ def summary(scene: Scene) -> str:
 
 def describe(scene: Scene) -> list[Barrier]:
     plan = scene.plan
-    shares = [mount for mount in plan.mounts if mount.idmap]
+    shares = [mount for mount in plan.mounts if mount.idmap == "owner"]
     shown = {
         mount.target: volume.target
         for mount, volume in zip(shares, scene.record.spec.volumes, strict=False)
@@ -33,6 +35,7 @@ def describe(scene: Scene) -> list[Barrier]:
         barriers.privileges_gained(scene),
         _jail(scene),
         _disks(scene),
+        *_companions(scene),
         barriers.host_mounts(scene, shares, shown=shown),
         barriers.network(scene),
         barriers.limits(scene),
@@ -96,11 +99,16 @@ def _accelerator(scene: Scene) -> Barrier:
 def _user(scene: Scene) -> Barrier:
     base = scene.plan.id_base
     user = int(scene.plan.process.user.partition(":")[0] or 0)
+    companions = scene.plan.vm.companions if scene.plan.vm else ()
     return judge(
         "QEMU's user",
         f"{base + user} of the host, of this instance alone; not root even in its sandbox",
         scene,
-        lambda seen: all(process.uid == base + user for process in seen.processes),
+        lambda seen: all(
+            process.uid == base + user
+            for process in seen.processes
+            if not (companions and process.uid == base + COMPANION_USER)
+        ),
         seen=lambda seen: f"users {sorted({process.uid for process in seen.processes})}",
         details=base + user,
     )
@@ -134,15 +142,16 @@ def _system_calls(scene: Scene) -> Barrier:
 
 
 def _jail(scene: Scene) -> Barrier:
-    nodes = {"kvm"} if any(m.target == "/dev/kvm" for m in scene.plan.mounts) else set()
+    nodes = [mount.target for mount in scene.plan.mounts if mount.kind == "node"]
+    known = STANDARD_DEVICES | {node.removeprefix("/dev/") for node in nodes}
     words = "a read-only copy of QEMU, its libraries and its firmware; "
-    words += "of the host's devices only /dev/kvm" if nodes else "no device of the host"
+    words += f"of the host's devices only {', '.join(nodes)}" if nodes else "no device of the host"
     return judge(
         "QEMU's files",
         words,
         scene,
         lambda seen: (
-            set(seen.devices) <= STANDARD_DEVICES | nodes
+            set(seen.devices) <= known
             and any(mount.target == "/" and mount.read_only for mount in seen.mounts)
         ),
         seen=lambda seen: f"devices {', '.join(seen.devices)}",
@@ -150,10 +159,32 @@ def _jail(scene: Scene) -> Barrier:
     )
 
 
+def _companions(scene: Scene) -> list[Barrier]:
+    """A TPM: what its user holds is to be had neither by the guest nor by a QEMU it has taken."""
+    assert scene.plan.vm is not None
+    user = scene.plan.id_base + COMPANION_USER
+    return [
+        judge(
+            f"{one.name.upper()}",
+            f"swtpm, apart from QEMU: user {user} of the host, with processes, files and network "
+            "(none) of its own; it sees the directory in which it keeps its seeds and keys, and "
+            "QEMU sees of it one socket",
+            scene,
+            lambda seen: any(process.uid == user for process in seen.processes),
+            seen=lambda _: (
+                f"it does not run (twofold logs {scene.record.name}); the machine has "
+                "none until its next start"
+            ),
+            details=[mount.source for mount in scene.plan.mounts if mount.idmap == "companion"],
+        )
+        for one in scene.plan.vm.companions
+    ]
+
+
 def _disks(scene: Scene) -> Barrier:
     assert scene.plan.vm is not None
     files = [
-        f"{item.name} ({ {'r': 'read-only', 'rw': 'writable'}.get(item.access, item.access) })"
+        f"{item.name} ({_ACCESS.get(item.access, item.access)})"
         for item in scene.plan.vm.open_files
     ]
     return Barrier(

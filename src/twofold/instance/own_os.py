@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from twofold.errors import InvalidInput, TwofoldError, Unsupported
-from twofold.hypervisor import bare
+from twofold.hypervisor import bare, host_pci, tpm
 from twofold.hypervisor.bare import BareSpec, Drive, Firmware
 from twofold.hypervisor.bare_devices import Hardware
 from twofold.instance import kinds, seed, vm
 from twofold.instance.collaborators import MachineParts
 from twofold.instance.container import stdio_of
+from twofold.instance.own_os_devices import NO_HOST_DEVICES, HostDevices
 from twofold.instance.place import Allocation, Place, hostname_of
 from twofold.model.image import Image, ImageKind
 from twofold.model.instance import Hardware as Profile
@@ -56,7 +57,8 @@ _OF_A_MACHINE = {
     "os": "--os",
     "firmware": "--firmware",
     "tpm": "--tpm",
-    "host_devices": "--usb and --pci",
+    "host_devices": "--device usb:… or pci:…",
+    "sound": "--sound",
     "ssh_keys": "--ssh-key",
     "user_data": "--user-data",
 }
@@ -155,14 +157,8 @@ def check(spec: InstanceSpec) -> None:
             hint=f"--boot {','.join(dict.fromkeys(spec.boot))}",
         )
     seed.check(spec)
-    if spec.tpm:
-        raise Unsupported("--tpm on: Twofold does not run swtpm yet", hint="--tpm off")
-    if spec.host_devices:
-        raise Unsupported(
-            f"{spec.host_devices[0].bus} device {spec.host_devices[0].address}: devices of the "
-            "host are not passed through yet",
-            hint="leave --usb and --pci out",
-        )
+    if spec.tpm and not tpm.is_present():
+        raise tpm.missing()
     for wish in spec.disks:
         if [wish.size_bytes, wish.image, wish.device].count(None) != 2:
             raise InvalidInput(
@@ -231,6 +227,11 @@ def nvram_file(directory: str) -> str:
     return f"{directory}/nvram.fd"
 
 
+def tpm_directory(directory: str) -> str:
+    """What its TPM keeps over a restart."""
+    return f"{directory}/tpm"
+
+
 def virtual_cpus(spec: InstanceSpec, fitting: Fitting) -> int:
     return math.ceil(spec.cpus) if spec.cpus else fitting.vcpus
 
@@ -249,9 +250,11 @@ def machine_plan(
     code: str = "",
     local_time: str = "",
     scratch: str = "",
+    given: HostDevices = NO_HOST_DEVICES,
 ) -> SandboxPlan:
     """The whole sandbox. ``code``: the UEFI firmware's file, where ``fitting`` says UEFI.
-    ``local_time``: the host's, for guests whose clock shows it. ``scratch``: see ``BareSpec``."""
+    ``local_time``: the host's, for guests whose clock shows it. ``scratch``: see ``BareSpec``.
+    ``given``: devices of the host."""
     memory = memory_bytes(spec, fitting)
     uefi = fitting.firmware != "bios"
     built = bare.build(
@@ -269,12 +272,14 @@ def machine_plan(
             )
             if uefi
             else Firmware(),
-            drives=drives(spec, place.directory),
+            drives=given.in_place(drives(spec, place.directory)),
             boot=boot_order(spec),
             mac=place.network.mac if place.network else "",
             tpm=fitting.tpm,
             local_time=local_time,
             scratch=scratch,
+            usb=given.usb,
+            pci=tuple(one.address for one in given.pci),
         )
     )
     console = OpenFile(name="console", path=f"{place.directory}/console.log", access="append")
@@ -284,15 +289,19 @@ def machine_plan(
         id_base=allocation.id_base,
         hostname=hostname_of(allocation.name, spec.hostname),
         rootfs=Rootfs(lower=(parts.jail,), idmap_lower=False),
-        mounts=vm.jail_mounts(parts.accelerator),
+        mounts=(
+            *vm.jail_mounts(parts.accelerator),
+            *(tpm.mounts(parts.jail, tpm_directory(place.directory)) if fitting.tpm else ()),
+            *host_pci.mounts(given.pci),
+        ),
         cgroup=Cgroup(
             path=place.cgroup,
             cpus=spec.cpus,
             memory_bytes=memory + built.overhead_bytes + memory // 8,
             pids=vm.QEMU_PIDS,
-            devices=vm.device_rules(parts.accelerator),
+            devices=(*vm.device_rules(parts.accelerator), *given.device_rules),
         ),
-        process=vm.qemu_process(built.argv, tty=spec.tty),
+        process=given.confine(vm.qemu_process(built.argv, tty=spec.tty), memory),
         network=place.network,
         stdio=stdio_of(spec, place),
         run_dir=place.run_dir,
@@ -303,6 +312,7 @@ def machine_plan(
             ready_timeout_s=READY_TIMEOUT_S,
             doors=("serial", "vnc"),
             vnet_header=fitting.hardware.vnet_header,
+            companions=(tpm.companion(),) if fitting.tpm else (),
         ),
     )
 

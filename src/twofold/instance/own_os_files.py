@@ -8,9 +8,8 @@ Blocks: call these in threads.
 
 import json
 import os
-import stat
 
-from twofold.errors import Conflict, InvalidInput, NoSpace, TwofoldError
+from twofold.errors import InvalidInput, NoSpace, TwofoldError
 from twofold.instance.own_os import Fitting, fitting_from_dict
 from twofold.linux.syncfs import syncfs
 from twofold.storage import disk, moments
@@ -84,87 +83,3 @@ def read_fitting(directory: str) -> Fitting:
             f"what hardware the machine has cannot be read from {path!r}: {error}",
             hint="restore it from a snapshot, or make the instance anew from its disks",
         ) from error
-
-
-def check_device(path: str) -> None:
-    """Whether a block device of the host may be given away: nobody uses it. Raises Conflict,
-    InvalidInput."""
-    real = os.path.realpath(path)
-    try:
-        status = os.stat(real)
-    except OSError as error:
-        raise InvalidInput(f"no block device {path!r}: {error.strerror}", hint="lsblk") from error
-    if not stat.S_ISBLK(status.st_mode):
-        raise InvalidInput(f"{path!r} is not a block device", hint="lsblk")
-    name = os.path.basename(real)
-    family = _family(name)
-    for number in family.values():
-        where = _mounted_at(number)
-        if where:
-            raise Conflict(
-                f"{path!r} is mounted at {where!r}: two systems that write to one disk destroy it",
-                hint=f"umount {where}",
-            )
-    for member in family:
-        if _is_swap(f"/dev/{member}"):
-            raise Conflict(f"{path!r} is swap space of the host", hint=f"swapoff /dev/{member}")
-        held_by = _holders(member)
-        if held_by:
-            raise Conflict(
-                f"{path!r} is part of {', '.join(held_by)}", hint=f"ls /sys/class/block/{member}"
-            )
-    _refuse_when_busy(path, real)
-
-
-def _refuse_when_busy(path: str, real: str) -> None:
-    """The kernel's own word: it opens a device that is in use exclusively for nobody else."""
-    try:
-        os.close(os.open(real, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
-    except OSError as error:
-        raise Conflict(
-            f"{path!r} cannot be had to oneself: {error.strerror}", hint=f"fuser -v {path}"
-        ) from error
-
-
-def _family(name: str) -> dict[str, str]:
-    """The device, the partitions on it and the disk that it is a partition of: name → number."""
-    found: dict[str, str] = {}
-    base = os.path.realpath(f"/sys/class/block/{name}")
-    folders = [base]
-    if os.path.exists(f"{base}/partition"):
-        folders.append(os.path.dirname(base))
-    elif os.path.isdir(base):
-        folders += [
-            f"{base}/{one}" for one in os.listdir(base) if os.path.exists(f"{base}/{one}/partition")
-        ]
-    for folder in folders:
-        try:
-            with open(f"{folder}/dev", encoding="ascii") as file:
-                found[os.path.basename(folder)] = file.read().strip()
-        except OSError:
-            continue
-    return found
-
-
-def _mounted_at(number: str) -> str:
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
-        for line in file:
-            fields = line.split()
-            if fields[2] == number:
-                return fields[4]
-    return ""
-
-
-def _is_swap(path: str) -> bool:
-    try:
-        with open("/proc/swaps", encoding="utf-8", errors="replace") as file:
-            return any(os.path.realpath(line.split()[0]) == path for line in file if line[0] == "/")
-    except OSError:
-        return False
-
-
-def _holders(name: str) -> list[str]:
-    try:
-        return sorted(os.listdir(f"/sys/class/block/{name}/holders"))
-    except OSError:
-        return []

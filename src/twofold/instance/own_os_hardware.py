@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from twofold import osinfo
+from twofold.hypervisor import tpm
 from twofold.hypervisor.bare_devices import Hardware
 from twofold.instance import virtio_win
 from twofold.instance.own_os import Fitting
@@ -20,9 +21,9 @@ _LOAD_FIRST = (
     "the installer sees its disk once it has the driver: Load driver, then viostor (or vioscsi) on "
     "the virtio-win disc"
 )
-NO_TPM = "Twofold does not run swtpm yet"
+_NO_TPM = "swtpm is not installed"
 # What is left out of ``show``: it says nothing that a user could change or see.
-_UNSAID = frozenset({"sound", "virtio_legacy", "disk_bytes"})
+_UNSAID = frozenset({"disk_bytes"})
 
 # What an x86-64 processor runs, in osinfo-db's words; None where nothing is said.
 _RUN_HERE = (None, "all", "x86_64", "i386", "i486", "i586", "i686")
@@ -52,14 +53,18 @@ def choose(
     )
     reasons = {"operating system": rule}
     for name, reason in choice.reasons.items():
-        if name not in _UNSAID:
+        if name not in _UNSAID and (name != "sound" or spec.sound):
             reasons[name] = f"{_shown(name, getattr(choice, name))}: {reason}"
     warnings = list(choice.warnings)
+    has_tpm = choice.tpm if spec.tpm is None else spec.tpm
     if spec.tpm is not None:
-        reasons["tpm"] = f"{'yes' if spec.tpm else 'no'}: asked for"
-    elif choice.tpm:
-        reasons["tpm"] = f"no: {NO_TPM}, though {choice.reasons['tpm']}"
-        warnings.append(f"{system.id if system else 'it'} wants a TPM 2.0: {NO_TPM}")
+        reasons["tpm"] = f"{_shown('tpm', has_tpm)}: asked for"
+    elif choice.tpm and not tpm.is_present():
+        has_tpm = False
+        reasons["tpm"] = f"no: {_NO_TPM}, though {choice.reasons['tpm']}"
+        warnings.append(
+            f"{choice.reasons['tpm']}: {_NO_TPM} (apt-get install swtpm, then make it anew)"
+        )
     uefi = choice.firmware != "bios"
     if uefi and not choice.acpi:
         reasons["acpi"] = "yes: UEFI firmware finds the machine by it"
@@ -72,6 +77,7 @@ def choose(
             video=choice.video,
             usb=choice.usb,
             inputs=choice.input,
+            sound=choice.sound if spec.sound else "none",
             clock=choice.clock,
             cpu=choice.cpu,
             acpi=choice.acpi or uefi,
@@ -83,6 +89,7 @@ def choose(
         ),
         profile=choice.hardware,
         firmware=choice.firmware,
+        tpm=has_tpm,
         os=system.id if system else "",
         memory_bytes=choice.memory_bytes,
         vcpus=max(1, min(choice.vcpus, os.cpu_count() or 1)),

@@ -11,8 +11,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from twofold.errors import InvalidInput
-from twofold.hypervisor import bare_devices, bare_trial, firmware
-from twofold.instance import own_os, own_os_files, own_os_hardware, seed, virtio_win
+from twofold.hypervisor import bare_devices, bare_trial, firmware, tpm
+from twofold.instance import (
+    own_os,
+    own_os_devices,
+    own_os_files,
+    own_os_hardware,
+    seed,
+    virtio_win,
+)
 from twofold.instance.collaborators import Images, Keeper, Machines
 from twofold.instance.own_os import Fitting
 from twofold.instance.place import ImageRoot, Place
@@ -31,9 +38,7 @@ class OwnOsWall:
 
     def check(self, spec: InstanceSpec) -> None:
         own_os.check(spec)
-        for wish in spec.disks:
-            if wish.device:
-                own_os_files.check_device(wish.device)
+        own_os_devices.find(spec)
 
     # -- making -------------------------------------------------------------------------------
 
@@ -114,9 +119,11 @@ class OwnOsWall:
         self, record: Record, image: ImageRoot, place: Place, operation: Operation
     ) -> Planned:
         fitting = await asyncio.to_thread(own_os_files.read_fitting, place.directory)
-        for wish in record.spec.disks:
-            if wish.device:  # what has been mounted since
-                await asyncio.to_thread(own_os_files.check_device, wish.device)
+        given = await asyncio.to_thread(own_os_devices.find, record.spec)  # what is used by now
+        if fitting.tpm:
+            if not tpm.is_present():
+                raise tpm.missing()
+            os.makedirs(own_os.tpm_directory(place.directory), mode=0o700, exist_ok=True)
         if seed.wanted(record.spec):
             path = own_os.seed_file(place.directory)
             await asyncio.to_thread(seed.write, path, seed.texts(record))
@@ -138,6 +145,7 @@ class OwnOsWall:
             code=code,
             local_time=time.strftime("%Y-%m-%dT%H:%M:%S"),
             scratch=scratch if on_trial else "",
+            given=given,
         )
         facts = {
             "accelerator": parts.accelerator,

@@ -224,6 +224,26 @@ def weakened(spec: InstanceSpec) -> list[str]:
         for volume in spec.volumes
         if _is_sensitive(volume.source)
     ]
+    return found + _given(spec)
+
+
+def _given(spec: InstanceSpec) -> list[str]:
+    """What of the host's hardware a machine has to itself."""
+    found = [
+        f"writes to the host's disk {disk.device} itself, which has no snapshots (--disk "
+        f"{disk.device})"
+        for disk in spec.disks
+        if disk.device
+    ]
+    for device in spec.host_devices:
+        words = {
+            "usb": "and may change what that is, for the host too",
+            "pci": "which reaches memory by itself; the IOMMU alone keeps it to the guest's",
+        }[device.bus]
+        found.append(
+            f"has the host's {device.bus.upper()} device {device.address} to itself, {words} "
+            f"(--device {device.bus}:{device.address})"
+        )
     return found
 
 

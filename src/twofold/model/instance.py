@@ -88,9 +88,10 @@ class HostDevice(Strict):
     address: Annotated[
         str,
         StringConstraints(
-            pattern=r"^([0-9a-f]{4}:[0-9a-f]{4}|[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])$"
+            pattern=r"^([0-9a-f]{4}:[0-9a-f]{4}|[0-9]{1,3}\.[0-9]{1,3}"
+            r"|[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])$"
         ),
-    ] = Field(description="usb: VENDOR:PRODUCT; pci: DOMAIN:BUS:SLOT.FUNCTION")
+    ] = Field(description="usb: VENDOR:PRODUCT or BUS.DEVICE; pci: DOMAIN:BUS:SLOT.FUNCTION")
 
 
 BootFrom = Annotated[str, StringConstraints(pattern=r"^(disk|cdrom|floppy|network)$")]
@@ -172,6 +173,7 @@ class InstanceSpec(Strict):
         default=None, description="for cloud-init, in place of user and ssh_keys"
     )
     tpm: bool | None = Field(default=None, description="null: as the operating system needs it")
+    sound: bool = Field(default=False, description="a sound card; what it plays goes nowhere")
     host_devices: list[HostDevice] = Field(default_factory=list, max_length=8)
 
 

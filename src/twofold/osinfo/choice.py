@@ -27,9 +27,8 @@ class Choice:
     ``video`` std, cirrus, virtio; ``input`` ps2, usb-tablet, virtio; ``usb`` none, uhci, xhci (the
     controller); ``sound`` what a guest gets that asks for sound: ac97, hda, sb16; ``cpu`` full (all
     the accelerator has) or baseline (the plain x86-64 of QEMU's ``qemu64``); ``hyperv`` the
-    hints of Microsoft's hypervisor, where KVM can give them; ``virtio_legacy`` transitional
-    devices, as the driver may be older than virtio 1.0; ``agent_port`` the guest can open a virtio
-    serial port.
+    hints of Microsoft's hypervisor, where KVM can give them; ``agent_port`` the guest can open a
+    virtio serial port.
     """
 
     hardware: str
@@ -48,7 +47,6 @@ class Choice:
     hpet: bool
     cpu: str
     hyperv: bool
-    virtio_legacy: bool
     agent_port: bool
     rng: bool
     balloon: bool

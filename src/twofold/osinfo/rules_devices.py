@@ -107,15 +107,6 @@ def others(subject: Subject) -> None:
             else "the emulated profile has no virtio device"
         )
         subject.choose(field, reason is not None, reason or lacking)
-    modern = subject.known("virtio1.0-block", "virtio1.0-scsi", "virtio1.0-net")
-    if not subject.paravirtual:
-        subject.choose("virtio_legacy", False, "no virtio device")
-    elif modern is not None:
-        reason = f"{subject.name} knows virtio 1.0 ({modern[1].words()})"
-        subject.choose("virtio_legacy", False, reason)
-    else:
-        reason = f"{subject.name} is not known to know virtio 1.0: transitional devices serve both"
-        subject.choose("virtio_legacy", True, reason)
 
 
 RULES = (disk, nic, video, pointer, sound, others)

@@ -10,6 +10,10 @@ from twofold.linux import process
 
 # The user that a jailed QEMU runs as, inside its sandbox's range.
 JAIL_USER = 1000
+# And what serves it from a room of its own: neither may look into or signal the other.
+COMPANION_USER = 1001
+# Whose files host root's are, on a mount that says so.
+OWNERS = {"owner": JAIL_USER, "companion": COMPANION_USER}
 
 IdMap = tuple[tuple[int, int, int], ...]  # (inside, outside, count)
 
@@ -55,13 +59,13 @@ def open_user_namespace(pid: int) -> int:
     return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def owner_namespace(id_base: int) -> int:
-    """A user namespace, for mounts only, in which host root is the jail user of the range.
+def owner_namespace(id_base: int, user: int) -> int:
+    """A user namespace, for mounts only, in which host root is ``user`` of the range.
 
-    A file that root owns on the host then belongs to the jailed QEMU, and what QEMU creates
+    A file that root owns on the host then belongs to the jailed QEMU, say, and what QEMU creates
     belongs to root; every other owner is nobody.
     """
-    only = ((0, id_base + JAIL_USER, 1),)
+    only = ((0, id_base + user, 1),)
     return make_namespace(only, only)
 
 

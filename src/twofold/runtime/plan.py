@@ -22,8 +22,9 @@ class Mount:
 
     ``kind`` is ``bind`` (``source`` is a host path), ``node`` (a host's character device, as the
     jail user's own: ``own_node``) or a file-system type. A bind is idmapped when
-    ``idmap`` is ``"range"`` (host id n appears as n inside) or ``"owner"`` (host root appears as
-    the sandbox's own user: what a jailed QEMU needs). Options are those of mount(8).
+    ``idmap`` is ``"range"`` (host id n appears as n inside), ``"owner"`` (host root appears as
+    the sandbox's own user: what a jailed QEMU needs) or ``"companion"`` (as the user of what runs
+    beside it). Options are those of mount(8).
     """
 
     kind: str
@@ -91,11 +92,25 @@ class Process:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenFile:
-    """A host file the jailed QEMU gets as a descriptor. ``access``: r, rw, append."""
+    """A host file the jailed QEMU gets as a descriptor. ``access``: r, rw, append, or exclusive: a
+    block device, read and written, that nobody else can use meanwhile."""
 
     name: str
     path: str
     access: str = "r"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Companion:
+    """A program that serves QEMU at a socket, in a room of its own (runtime/companion.py).
+
+    ``{fd}`` in ``argv`` is its end of the socket, ``{fd:NAME}`` on QEMU's command line the other.
+    What is mounted at ``root`` becomes its root, and leaves QEMU's sight.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    root: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +136,7 @@ class Vm:
     given: tuple[str, ...] = ()  # names of the descriptors that come with the request itself
     facts: dict[str, Any] = field(default_factory=dict)  # of the template: what its agent said
     doors: tuple[str, ...] = ()
+    companions: tuple[Companion, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +185,7 @@ def from_dict(data: dict[str, Any]) -> SandboxPlan:
     if fields.get("vm"):
         vm = _tuples(fields["vm"])
         vm["open_files"] = tuple(OpenFile(**item) for item in vm["open_files"])
+        vm["companions"] = tuple(Companion(**_tuples(item)) for item in vm.get("companions") or ())
         fields["vm"] = Vm(**vm)
     return SandboxPlan(**_tuples(fields))
 

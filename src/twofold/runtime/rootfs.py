@@ -38,22 +38,22 @@ class Prepared:
 
 
 def prepare(
-    plan: SandboxPlan, *, range_fd: int, owner_fd: int, scratch_dir: str, cwd: str = "/"
+    plan: SandboxPlan, *, users: dict[str, int], scratch_dir: str, cwd: str = "/"
 ) -> Prepared:
-    """Make the root and the binds. ``scratch_dir`` is in the keeper's own mount namespace."""
+    """Make the root and the binds. ``users``: the user namespace for each word that ``idmap`` of
+    a mount may be. ``scratch_dir`` is in the keeper's own mount namespace."""
     binds: dict[int, int] = {}
     root_fd = -1
     try:
         if plan.rootfs.upper:
-            root_fd = _overlay(plan, range_fd, scratch_dir)
+            root_fd = _overlay(plan, users["range"], scratch_dir)
         else:
             root_fd = lm.open_tree(plan.rootfs.lower[0])
             lm.set_attributes(root_fd, lm.ATTR_RDONLY | lm.ATTR_NODEV | lm.ATTR_NOSUID)
         for index, mount in enumerate(plan.mounts):
             _options(mount.options)
             if mount.kind == "bind":
-                userns_fd = {"range": range_fd, "owner": owner_fd}.get(mount.idmap, -1)
-                binds[index] = _bind(mount, userns_fd)
+                binds[index] = _bind(mount, users.get(mount.idmap, -1))
             elif mount.kind == "node":
                 from twofold.runtime import own_node  # few sandboxes have one
 

@@ -89,6 +89,8 @@ class Sandbox:
             if plan.vm is not None:
                 if host.load_monitor is not None:
                     host.load_monitor()  # here, because in the jail there is nothing to load
+                if plan.vm.companions:
+                    from twofold.runtime import companion  # noqa: F401  few sandboxes have one
                 opened = _open_for_vm(plan, given, host.group)
             pid, pidfd = group.clone(NAMESPACES)
             if pid == 0:
@@ -127,18 +129,14 @@ def _hand_over(plan: SandboxPlan, host: Host, pid: int, sync: socket.socket, gro
     idmap.write_maps(pid, plan.id_base)
     _set_oom_score(pid, plan.oom_score_adj)
     credentials.raise_ceilings(plan.process.rlimits, pid)
-    range_fd = idmap.open_user_namespace(pid)
-    owner_fd = -1
+    users = {"range": idmap.open_user_namespace(pid)}
     try:
-        if any(mount.idmap == "owner" for mount in plan.mounts):
-            owner_fd = idmap.owner_namespace(plan.id_base)
-        prepared = rootfs.prepare(
-            plan, range_fd=range_fd, owner_fd=owner_fd, scratch_dir=host.scratch_dir
-        )
+        for word in {mount.idmap for mount in plan.mounts} & idmap.OWNERS.keys():
+            users[word] = idmap.owner_namespace(plan.id_base, idmap.OWNERS[word])
+        prepared = rootfs.prepare(plan, users=users, scratch_dir=host.scratch_dir)
     finally:
-        os.close(range_fd)
-        if owner_fd >= 0:
-            os.close(owner_fd)
+        for fd in users.values():
+            os.close(fd)
     try:
         indexes = sorted(prepared.binds)
         fds = (prepared.root_fd, *(prepared.binds[index] for index in indexes))
@@ -164,7 +162,12 @@ def _open_for_vm(plan: SandboxPlan, given: tuple[int, ...], group: int) -> dict[
         name: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
         for name, fd in zip(plan.vm.given, given, strict=True)
     }
-    flags = {"r": os.O_RDONLY, "rw": os.O_RDWR, "append": os.O_RDWR | os.O_CREAT | os.O_APPEND}
+    flags = {
+        "r": os.O_RDONLY,
+        "rw": os.O_RDWR,
+        "append": os.O_RDWR | os.O_CREAT | os.O_APPEND,
+        "exclusive": os.O_RDWR | os.O_EXCL,
+    }
     try:
         for item in plan.vm.open_files:
             access = flags[item.access] | os.O_CLOEXEC | os.O_NOCTTY
@@ -295,8 +298,13 @@ def _become_monitor(
     payload.take_stdio(stdio, controlling=False)
     credentials.apply_limits(plan.process.rlimits)
     process.close_descriptors({0, 1, 2, sync.fileno(), *opened.values()})
+    program = host.filters.get(plan.process.seccomp, b"")
+    if plan.vm.companions:
+        from twofold.runtime import companion  # loaded before the jail was
+
+        opened.update(companion.start(plan.vm.companions, plan.process, program))
     who = Identity(idmap.JAIL_USER, idmap.JAIL_USER, [], "/")
-    credentials.become(who, plan.process, host.filters.get(plan.process.seccomp, b""))
+    credentials.become(who, plan.process, program)
     credentials.reset_signals()
     process.set_process_name("twofold-monitor")
     import socket as whole  # loaded by the monitor, which wants more of it than we do
