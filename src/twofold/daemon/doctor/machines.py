@@ -11,7 +11,15 @@ from datetime import datetime
 from twofold import osinfo
 from twofold.daemon.doctor.fact import DEGRADED, MISSING, OK, Fact
 from twofold.daemon.doctor.survey import Survey, program, said
-from twofold.hypervisor import jail, kernel_source, kvm_probe, monitor_shares
+from twofold.hypervisor import (
+    host_disk,
+    host_usb,
+    jail,
+    kernel_source,
+    kvm_probe,
+    monitor_shares,
+    tpm,
+)
 
 GROUP = "machines"
 _FIRMWARE_DIRECTORIES = ("/usr/share/seabios", "/usr/share/qemu", "/usr/share/ovmf")
@@ -24,6 +32,8 @@ _OVMF = (
 )
 # Two releases of most systems.
 _OLD_DATABASE_DAYS = 550
+_MOST_NAMED = 6
+_NOT_DISKS = ("ram", "zram", "loop", "nbd", "sr", "fd")
 
 
 def acceleration(survey: Survey) -> Iterable[Fact]:
@@ -108,6 +118,58 @@ def firmware(survey: Survey) -> Iterable[Fact]:
         reason="" if uefi else "systems that boot by UEFI only cannot be run; OCI images can",
         fix="" if uefi else survey.install("ovmf"),
     )
+
+
+def trusted(survey: Survey) -> Iterable[Fact]:
+    there = tpm.is_present()
+    yield Fact(
+        id="swtpm",
+        title="TPM 2.0 (swtpm)",
+        group=GROUP,
+        status=OK if there else DEGRADED,
+        value=tpm.SWTPM if there else "",
+        reason="" if there else "machines have no TPM: Windows 11 does not install",
+        fix="" if there else survey.install("swtpm"),
+    )
+
+
+def host_devices(survey: Survey) -> Iterable[Fact]:
+    """What a machine could be given of the host. Having nothing to give is no loss."""
+    usb = [
+        f"{one.kind} {one.title}".strip()
+        for one in host_usb.devices()
+        if not one.is_hub and host_usb.use_of(one) is None
+    ]
+    disks = [
+        f"/dev/{name}"
+        for name in sorted(_listed("/sys/class/block"))
+        if not name.startswith(_NOT_DISKS)
+        and not os.path.exists(f"/sys/class/block/{name}/partition")
+        and host_disk.use_of(name, name) is None
+    ]
+    groups = len(_listed("/sys/kernel/iommu_groups"))
+    iommu = f"{groups} IOMMU groups" if groups else "no IOMMU, so no PCI devices"
+    yield Fact(
+        id="host-devices",
+        title="Devices to give away",
+        group=GROUP,
+        status=OK,
+        value=f"disks: {_some(disks)}; USB: {_some(usb)}; {iommu}",
+        reason="",
+        fix="",
+    )
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return (", ".join(names[:_MOST_NAMED]) or "none free") + more
 
 
 def shares(survey: Survey) -> Iterable[Fact]:
@@ -195,4 +257,4 @@ def _bundle(status: str, value: str, reason: str, fix: str) -> Fact:
     )
 
 
-CHECKS = (acceleration, qemu, firmware, shares, systems, kernel_bundle)
+CHECKS = (acceleration, qemu, firmware, trusted, shares, host_devices, systems, kernel_bundle)
