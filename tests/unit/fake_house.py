@@ -275,7 +275,7 @@ class FakeMachines:
         self.errands: list[tuple[str, dict[str, Any]]] = []
         self.answers: dict[str, Any] = {}
 
-    async def parts(self, operation: Operation) -> MachineParts:
+    async def parts(self, operation: Operation, *, arch: str | None = None) -> MachineParts:
         return MachineParts(
             jail="/cache/jail",
             boot="/kernels/6.1",

@@ -218,6 +218,14 @@ def test_missing_programs_come_with_the_command(monkeypatch: pytest.MonkeyPatch)
     assert facts["qemu"].fix == "apt-get install qemu-system-x86"
 
 
+def test_another_processor_is_a_wish_not_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    (fact,) = machines.other_processors(Survey())
+    monkeypatch.setattr(machines.os, "access", lambda path, mode: False)
+    (bare,) = machines.other_processors(Survey())
+    assert (fact.status, bare.status) == ("ok", "ok")
+    assert "apt-get install qemu-system-arm; apt-get install qemu-user-static" in bare.value
+
+
 @pytest.mark.parametrize(
     ("known", "status", "words"),
     [

@@ -106,13 +106,13 @@ def test_a_program_is_ended_when_its_operation_is_cancelled() -> None:
         raise RuntimeError("cancelled")
 
     with pytest.raises(RuntimeError, match="cancelled"):
-        kernel_source._run(["sleep", "60"], timeout_s=30, tell=tell)
+        kernel_source.run(["sleep", "60"], timeout_s=30, tell=tell)
     assert calls == 1
 
 
 def test_a_program_that_takes_too_long_or_fails_is_named() -> None:
     with pytest.raises(Unavailable, match="'sleep' did not finish within 0 s"):
-        kernel_source._run(["sleep", "60"], timeout_s=0)
+        kernel_source.run(["sleep", "60"], timeout_s=0)
     with pytest.raises(Unavailable, match="last words"):
-        kernel_source._run(["sh", "-c", "echo last words >&2; exit 3"], timeout_s=30)
-    assert kernel_source._run(["echo", "yes"], timeout_s=30) == "yes\n"
+        kernel_source.run(["sh", "-c", "echo last words >&2; exit 3"], timeout_s=30)
+    assert kernel_source.run(["echo", "yes"], timeout_s=30) == "yes\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from twofold.errors import InvalidInput
+from twofold.errors import InvalidInput, Unsupported
 from twofold.hypervisor import options
 from twofold.hypervisor.machine import MachineSpec, Share, build, kernel_command_line
 
@@ -30,6 +30,8 @@ CASES = {
     "virtio-kvm-no-network": replace(PLAIN, accelerator="kvm", mac=""),
     "virtio-nested": replace(PLAIN, nested=True, tsc_khz=2445000),
     "virtio-kvm-nested": replace(PLAIN, accelerator="kvm", nested=True, tsc_khz=2445000),
+    "arm64": replace(PLAIN, architecture="arm64"),
+    "arm64-shares": replace(PLAIN, architecture="arm64", vcpus=2, shares=(Share(tag="v0"),)),
     "emulated": replace(PLAIN, hardware="emulated"),
     "emulated-shares": replace(PLAIN, hardware="emulated", shares=(Share(tag="v0"),)),
 }
@@ -83,6 +85,9 @@ def test_kernel_arguments_are_appended() -> None:
         {"instance_id": ""},
         {"mac": "02:54:46:00:00:05,romfile=/etc/shadow"},
         {"mac": "02:54:46:00:00:05\n"},
+        {"architecture": "arm64", "hardware": "emulated"},
+        {"architecture": "arm64", "accelerator": "kvm"},
+        {"architecture": "arm64", "nested": True},
         {"vcpus": 0},
         {"vcpus": 256},
         {"memory_bytes": 64 << 20},
@@ -99,6 +104,11 @@ def test_kernel_arguments_are_appended() -> None:
 def test_unsafe_or_absurd_values_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(InvalidInput):
         build(replace(PLAIN, **change))
+
+
+def test_machines_of_unknown_processors_are_refused() -> None:
+    with pytest.raises(Unsupported, match="architecture 'vax'"):
+        build(replace(PLAIN, architecture="vax"))
 
 
 def test_commas_are_doubled_and_control_characters_refused() -> None:

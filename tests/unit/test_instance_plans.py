@@ -127,6 +127,26 @@ def test_vm(name: str, hardware: str) -> None:
     compare(f"vm-{hardware}-{name}", made)
 
 
+def test_vm_of_another_processor() -> None:
+    """All but the command line is as of this host's own."""
+    spec = wish(isolation="vm", **WISHES["plain"])
+    own, other = (
+        without_command_line(
+            vm.vm_plan(
+                spec.model_copy(update={"arch": arch}),
+                *(ROOT, ALLOCATION, place_of(spec)),
+                parts=PARTS,
+                moment=MOMENT,
+            ).to_dict()
+        )
+        for arch in (None, "aarch64")
+    )
+    assert own["vm"].pop("argv") == ["/usr/bin/qemu-system-x86_64", "…"]
+    assert other["vm"].pop("argv") == ["/usr/bin/qemu-system-aarch64", "…"]
+    del own["process"]["argv"], other["process"]["argv"]
+    assert own == other
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [

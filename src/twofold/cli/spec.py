@@ -53,7 +53,9 @@ def _add_walls(parser: arguments.Parser) -> None:
         choices=("virtio", "emulated"),
         help="of a VM: fast para-virtual devices (default) or what an unmodified system expects",
     )
-    group.add_argument("--arch", help="processor the image is for; only this host's own so far")
+    group.add_argument(
+        "--arch", help="processor the image is for; arm64 is emulated in a VM on an amd64 host"
+    )
     group.add_argument(
         "--cold", action="store_true", help="boot the VM, even where it could be forked"
     )

@@ -28,7 +28,8 @@ def prepare(path: str) -> None:
         mount("tmpfs", "/run", fstype="tmpfs", flags=MS_NOSUID | MS_NODEV, data="mode=0755")
         if not udev:
             os.makedirs("/run/systemd/system", mode=0o755)
-            os.symlink("/dev/null", "/run/systemd/system/serial-getty@ttyS0.service")
+            for line in ("ttyS0", "ttyAMA0"):  # of a PC, of an Arm
+                os.symlink("/dev/null", f"/run/systemd/system/serial-getty@{line}.service")
     except OSError:
         pass  # it boots all the same, only later
 

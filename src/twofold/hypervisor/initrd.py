@@ -7,8 +7,9 @@ Not compressed: under TCG unpacking costs more than loading (docs/decisions/kern
 import os
 from collections.abc import Mapping
 
-from twofold.hypervisor import cpio, modules
+from twofold.hypervisor import cpio, modules, targets
 from twofold.hypervisor.interpreter import Interpreter
+from twofold.hypervisor.targets import Target
 
 HOME = "lib/twofold"
 
@@ -31,6 +32,7 @@ def entries(
     kernel_modules: Mapping[str, bytes],
     nested: bool = False,
     launcher: str = LAUNCHER,
+    target: Target = targets.AMD64,
 ) -> list[cpio.Entry]:
     """The archive's entries for one hardware profile; with KVM's modules when ``nested``.
 
@@ -39,7 +41,7 @@ def entries(
     """
     return [
         *_frame(release, launcher),
-        *_interpreter(interpreter, files),
+        *_interpreter(interpreter, files, target),
         *_python_modules(interpreter, compiled),
         *_kernel_modules(hardware, kernel_modules, nested=nested),
     ]
@@ -65,13 +67,15 @@ def _frame(release: str, launcher: str) -> list[cpio.Entry]:
     ]
 
 
-def _interpreter(interpreter: Interpreter, files: Mapping[str, bytes]) -> list[cpio.Entry]:
+def _interpreter(
+    interpreter: Interpreter, files: Mapping[str, bytes], target: Target
+) -> list[cpio.Entry]:
     result = [
         cpio.regular(f"{HOME}/bin/python3", files[interpreter.binary], 0o755),
         cpio.regular(f"{HOME}/ld.so", files[interpreter.loader], 0o755),
         # Where the binary's PT_INTERP points, and where that loader looks by itself.
-        cpio.symlink("lib64/ld-linux-x86-64.so.2", f"/{HOME}/ld.so"),
-        cpio.symlink("lib/x86_64-linux-gnu", "twofold/lib"),
+        cpio.symlink(target.loader, f"/{HOME}/ld.so"),
+        cpio.symlink(target.libraries, "twofold/lib"),
     ]
     for soname, path in sorted(interpreter.libraries.items()):
         result.append(cpio.regular(f"{HOME}/lib/{os.path.basename(soname)}", files[path], 0o755))

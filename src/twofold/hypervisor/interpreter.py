@@ -48,7 +48,8 @@ for source, name, target in json.load(sys.stdin):
 @dataclass(frozen=True, kw_only=True)
 class Interpreter:
     """``modules``: name → source path; ``extensions``: name → shared object; ``libraries``:
-    soname → path of everything the binary and the extensions are linked with."""
+    soname → path of everything the binary and the extensions are linked with. ``emulator``: the
+    words before the binary, for one of another processor than this host's."""
 
     binary: str
     version: str
@@ -57,6 +58,7 @@ class Interpreter:
     modules: dict[str, str]
     packages: frozenset[str]
     extensions: dict[str, str]
+    emulator: tuple[str, ...] = ()
 
 
 def find() -> str:
@@ -71,14 +73,22 @@ def find() -> str:
     )
 
 
-def survey(binary: str, imports: tuple[str, ...]) -> Interpreter:
-    """What importing these modules in that interpreter needs on disk."""
-    argv = [binary, "-I", "-S", "-c", _SURVEY, _SITE, ",".join(imports)]
+def survey(
+    binary: str,
+    imports: tuple[str, ...],
+    *,
+    emulator: tuple[str, ...] = (),
+    lister: tuple[str, ...] = ("ldd",),
+    root: str = "",
+) -> Interpreter:
+    """What importing these modules in that interpreter needs on disk. A binary that only
+    ``emulator`` runs has its libraries below ``root``; ``lister`` says which they are."""
+    argv = [*emulator, binary, "-I", "-S", "-c", _SURVEY, _SITE, ",".join(imports)]
     version, rows = ast.literal_eval(_run(argv, "looking at what the agent imports"))
     modules = {name: path for name, path, _ in rows if path.endswith(".py")}
     extensions = {name: path for name, path, _ in rows if not path.endswith(".py")}
     packages = {name for name, _, package in rows if package}
-    libraries, loader = linked(binary, *extensions.values())
+    libraries, loader = linked(binary, *extensions.values(), lister=lister, root=root)
     loader = os.path.realpath(loader)
     return Interpreter(
         binary=binary,
@@ -88,6 +98,7 @@ def survey(binary: str, imports: tuple[str, ...]) -> Interpreter:
         modules=modules,
         packages=frozenset(packages),
         extensions=extensions,
+        emulator=emulator,
     )
 
 
@@ -97,7 +108,7 @@ def compile_modules(interpreter: Interpreter, folder: str) -> dict[str, bytes]:
     for number, (name, path) in enumerate(sorted(interpreter.modules.items())):
         shown = name.replace(".", "/") + ("/__init__.py" if name in interpreter.packages else ".py")
         jobs.append((path, shown, f"{folder}/{number}.pyc"))
-    argv = [interpreter.binary, "-I", "-S", "-c", _COMPILE]
+    argv = [*interpreter.emulator, interpreter.binary, "-I", "-S", "-c", _COMPILE]
     _run(argv, "compiling the agent", stdin=json.dumps(jobs))
     result = {}
     for (_, _, target), name in zip(jobs, sorted(interpreter.modules), strict=True):
@@ -107,25 +118,28 @@ def compile_modules(interpreter: Interpreter, folder: str) -> dict[str, bytes]:
     return result
 
 
-def linked(*objects: str) -> tuple[dict[str, str], str]:
+def linked(
+    *objects: str, lister: tuple[str, ...] = ("ldd",), root: str = ""
+) -> tuple[dict[str, str], str]:
     """(soname → real path, loader) of everything the objects are linked with."""
-    paths, loader = resolve_libraries(*objects)
-    return {os.path.basename(path): os.path.realpath(path) for path in paths}, loader
+    paths, loader = resolve_libraries(*objects, lister=lister)
+    found = {os.path.basename(path): os.path.realpath(root + path) for path in paths}
+    return found, loader
 
 
-def resolve_libraries(*objects: str) -> tuple[list[str], str]:
+def resolve_libraries(*objects: str, lister: tuple[str, ...] = ("ldd",)) -> tuple[list[str], str]:
     """(paths, loader's path) of everything the objects are linked with, as ldd resolves it."""
     paths: dict[str, None] = {}
     loader = ""
     for name in objects:
-        for line in _run(["ldd", name], "looking at libraries").splitlines():
+        for line in _run([*lister, name], "looking at libraries").splitlines():
             if "=> not found" in line:
                 raise Unsupported(f"{name!r} needs {line.strip()!r}", hint=f"reinstall {name}")
-            match = re.match(r"\s*\S+ => (/\S+) \(0x", line)
-            if match:
-                paths[match.group(1)] = None
+            match = re.match(r"\s*(\S+) => (/\S+) \(0x", line)
+            if match and not match.group(1).startswith("/"):
+                paths[match.group(2)] = None
                 continue
-            match = re.match(r"\s*(/\S+) \(0x", line)
+            match = re.match(r"\s*(?:/\S+ => )?(/\S+) \(0x", line)
             if match:
                 loader = match.group(1)
     return list(paths), loader

@@ -2,7 +2,7 @@
 
     CACHE/jail-KEY/
         jail.json                   what it was made from, to notice an upgrade
-        usr/bin/qemu-system-x86_64  and diod, which serves directories to emulated hardware, and
+        usr/bin/qemu-system-*       and diod, which serves directories to emulated hardware, and
                                     swtpm, for which the jail is shown once more elsewhere
         lib/… lib64/… usr/lib/…     loader, libraries and QEMU modules, at the host's own paths
         usr/share/…                 firmware
@@ -24,28 +24,18 @@ import subprocess
 import tempfile
 
 from twofold.errors import NoSpace, Unsupported
+from twofold.hypervisor import targets
 from twofold.hypervisor.bare_devices import NICS
 from twofold.hypervisor.interpreter import resolve_libraries
 from twofold.hypervisor.monitor_shares import DIOD, USER
+from twofold.hypervisor.targets import Target
 from twofold.hypervisor.tpm import SWTPM
 from twofold.model.progress import Progress
 
-QEMU = "/usr/bin/qemu-system-x86_64"
 # QEMU's user in the sandbox. It needs a name as well: see monitor_shares.
 USER_ID = 1000
-# All else that QEMU ships (network ROMs, other machines' firmware) is not needed, so not there.
-_FIRMWARE = (
-    *("bios-256k.bin", "pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin", "vgabios-stdvga.bin"),
-    "keymaps/en-us",  # the VNC server does not start without one
-)
 _MODULE_GLOBS = ("/usr/lib/*/qemu", "/usr/lib64/qemu", "/usr/lib/qemu")
-_MODULES = (
-    "accel-tcg-x86_64.so",
-    # Graphics of machines with an OS of their own, and USB devices of the host.
-    *("hw-display-virtio-gpu.so", "hw-display-virtio-gpu-pci.so", "hw-display-virtio-vga.so"),
-    "hw-usb-host.so",
-)
-# For machines with an OS of their own, where the host has them: other graphics, and what a network
+# For PCs with an OS of their own, where the host has them: other graphics, and what a network
 # card boots from when that was asked for.
 _OPTIONAL_FIRMWARE = (
     *("vgabios-virtio.bin", "vgabios-cirrus.bin"),
@@ -59,15 +49,16 @@ _ACCOUNTS = {
 _FORMAT = 6  # raise it when the layout changes
 
 
-def ensure(cache_dir: str, progress: Progress) -> str:
-    """The jail's directory, made or remade when QEMU or a library of it changed.
+def ensure(cache_dir: str, progress: Progress, target: Target = targets.AMD64) -> str:
+    """The jail's directory, made or remade when QEMU or a library of it changed. ``cache_dir`` is
+    for jails of one target.
 
     Quick when it is there. Blocks: call it in a thread. Raises Unsupported when QEMU is missing.
     """
-    if not os.access(QEMU, os.X_OK):
+    if not os.access(target.qemu, os.X_OK):
         raise Unsupported(
-            f"QEMU is not installed ({QEMU!r} is missing): virtual machines need it",
-            hint="apt-get install qemu-system-x86",
+            f"QEMU is not installed ({target.qemu!r} is missing): virtual machines need it",
+            hint=f"apt-get install {target.package}",
         )
     os.makedirs(cache_dir, mode=0o755, exist_ok=True)
     found = _current(cache_dir)
@@ -76,23 +67,23 @@ def ensure(cache_dir: str, progress: Progress) -> str:
     lock = os.open(f"{cache_dir}/.jail.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _current(cache_dir) or _build(cache_dir, progress)
+        return _current(cache_dir) or _build(cache_dir, progress, target)
     finally:
         os.close(lock)
 
 
-def sources() -> dict[str, str]:
+def sources(target: Target = targets.AMD64) -> dict[str, str]:
     """Where each file of the jail comes from: path inside → path on the host (often the same)."""
-    programs = [QEMU, *_optional_programs()]
+    programs = [target.qemu, *_optional_programs()]
     qemu_modules = [
         path
         for pattern in _MODULE_GLOBS
         for folder in glob.glob(pattern)
-        for path in (f"{folder}/{name}" for name in _MODULES)
+        for path in (f"{folder}/{name}" for name in target.modules)
         if os.path.exists(path)
     ]
     libraries, loader = resolve_libraries(*programs, *qemu_modules)
-    wanted = [*programs, *qemu_modules, *libraries, loader, *_firmware()]
+    wanted = [*programs, *qemu_modules, *libraries, loader, *_firmware(target)]
     if os.path.exists("/etc/ld.so.cache"):  # for hosts whose libraries are in unusual places
         wanted.append("/etc/ld.so.cache")
     return {path: os.path.realpath(path) for path in wanted}
@@ -102,17 +93,20 @@ def _optional_programs() -> list[str]:
     return [path for path in (DIOD, SWTPM) if os.access(path, os.X_OK)]
 
 
-def _firmware() -> list[str]:
-    done = subprocess.run([QEMU, "-L", "help"], capture_output=True, text=True, timeout=10)
+def _firmware(target: Target) -> list[str]:
+    """All else that QEMU ships (network ROMs, other machines' firmware) is not needed, so not
+    there."""
+    done = subprocess.run([target.qemu, "-L", "help"], capture_output=True, text=True, timeout=10)
     folders = done.stdout.split()
     found = []
-    for name in (*_FIRMWARE, *_OPTIONAL_FIRMWARE):
+    optional = _OPTIONAL_FIRMWARE if target is targets.AMD64 else ()
+    for name in (*target.firmware, *optional):
         for folder in folders:
             if os.path.exists(f"{folder}/{name}"):
                 found.append(f"{folder}/{name}")
                 break
         else:
-            if name in _OPTIONAL_FIRMWARE:
+            if name in optional:
                 continue
             raise Unsupported(
                 f"QEMU's firmware file {name!r} is in none of {folders!r}",
@@ -135,12 +129,12 @@ def _current(cache_dir: str) -> str:
     return ""
 
 
-def _build(cache_dir: str, progress: Progress) -> str:
+def _build(cache_dir: str, progress: Progress, target: Target) -> str:
     progress(None, "Preparing the private root for QEMU")
-    files = sources()
+    files = sources(target)
     stamps = {path: _stamp(path) for path in sorted(files)}
     digest = hashlib.sha256(json.dumps([_FORMAT, stamps]).encode()).hexdigest()[:12]
-    target = f"{cache_dir}/jail-{digest}"
+    place = f"{cache_dir}/jail-{digest}"
     scratch = tempfile.mkdtemp(prefix=".jail-", dir=cache_dir)
     try:
         os.chmod(scratch, 0o755)
@@ -158,13 +152,13 @@ def _build(cache_dir: str, progress: Progress) -> str:
         with open(f"{scratch}/jail.json", "w") as stream:
             json.dump(made, stream)
         let_read(scratch)
-        shutil.rmtree(target, ignore_errors=True)  # an incomplete one, or it had been taken
-        os.rename(scratch, target)
+        shutil.rmtree(place, ignore_errors=True)  # an incomplete one, or it had been taken
+        os.rename(scratch, place)
     except OSError as error:
         raise NoSpace(f"cannot make QEMU's private root in {cache_dir!r}: {error}") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return target
+    return place
 
 
 def let_read(folder: str) -> None:

@@ -22,13 +22,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from twofold.guest.manifest import AGENT_MODULES
-from twofold.hypervisor import cpio, initrd, interpreter, jail, kernel_source, profiles
+from twofold.hypervisor import (
+    cpio,
+    foreign,
+    initrd,
+    interpreter,
+    jail,
+    kernel_source,
+    profiles,
+    targets,
+)
+from twofold.hypervisor.foreign import Archive
+from twofold.hypervisor.interpreter import Interpreter
 from twofold.hypervisor.kernel_source import Kernel
 from twofold.model.progress import Progress
 
 FORMAT = 2  # of the initrd's layout: raise it when the layout changes
 _SITE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 HARDWARE = ("virtio", "emulated")
+_VARIANTS = {  # (hardware, nested) of each initrd
+    "amd64": tuple(itertools.product(HARDWARE, (False, True))),
+    "arm64": (("virtio", False),),
+}
+_OF_THE_INITRD = ("initrd.py", "modules.py", "interpreter.py", "targets.py", "foreign.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +57,9 @@ class KernelBundle:
     vmlinux: str
 
 
-def ensure(kernels_dir: str, progress: Progress) -> KernelBundle:
-    """The bundle for the kernel kept in ``kernels_dir`` and the agent as it is now.
+def ensure(kernels_dir: str, progress: Progress, archive: Archive | None = None) -> KernelBundle:
+    """The bundle for the kernel kept in ``kernels_dir`` and the agent as it is now. ``archive``:
+    of another processor than this host's, in a directory of its own.
 
     Quick when it is there (no program is run); else builds it, fetching the kernel the first time.
     Blocks: call it in a thread. Raises Unavailable, Unsupported or NoSpace with a hint.
@@ -50,31 +67,57 @@ def ensure(kernels_dir: str, progress: Progress) -> KernelBundle:
     os.makedirs(kernels_dir, mode=0o755, exist_ok=True)
     kernel = kernel_source.load(f"{kernels_dir}/linux")
     if kernel is not None:
-        bundle = _load(f"{kernels_dir}/{_key(kernel.release)}")
+        bundle = _load(f"{kernels_dir}/{_key(kernel.release, _python(kernels_dir, archive))}")
         if bundle is not None:
             return bundle
     with _locked(kernels_dir):
+        _fetch(kernels_dir, progress, archive)
         kernel = kernel_source.load(f"{kernels_dir}/linux")
-        if kernel is None:
-            kernel = _fetch(kernels_dir, progress)
-        target = f"{kernels_dir}/{_key(kernel.release)}"
-        return _load(target) or _build(kernel, target, progress)
+        assert kernel is not None
+        python = _python(kernels_dir, archive)
+        target = f"{kernels_dir}/{_key(kernel.release, python)}"
+        found = _load(target)
+        if found is not None:
+            return found
+        progress(None, f"Building the initrd for kernel {kernel.release}")
+        if archive is None:
+            brought = interpreter.survey(interpreter.find(), AGENT_MODULES)
+            return _build(kernel, brought, target)
+        brought = foreign.survey(archive.architecture, python, AGENT_MODULES)
+        return _build(kernel, brought, target, architecture=archive.architecture)
 
 
-def _fetch(kernels_dir: str, progress: Progress) -> Kernel:
+def _python(kernels_dir: str, archive: Archive | None) -> str:
+    """The interpreter whose change makes another bundle."""
+    if archive is None:
+        return os.path.realpath("/usr/bin/python3")
+    return foreign.python(f"{kernels_dir}/python")
+
+
+def _fetch(kernels_dir: str, progress: Progress, archive: Archive | None) -> None:
+    """What is missing of ``linux`` and, for another processor, ``python``: each whole or not."""
+    wanted = set()
+    if kernel_source.load(f"{kernels_dir}/linux") is None:
+        wanted.add("linux")
+    if archive is not None and not foreign.python(f"{kernels_dir}/python"):
+        wanted.add("python")
+    if not wanted:
+        return
     with _scratch(kernels_dir) as scratch:
-        kernel_source.fetch(f"{scratch}/linux", progress)
-        # Bundles hold their own link to vmlinux: an older kernel's guests are not disturbed.
-        shutil.rmtree(f"{kernels_dir}/linux", ignore_errors=True)
-        os.rename(f"{scratch}/linux", f"{kernels_dir}/linux")
-    kernel = kernel_source.load(f"{kernels_dir}/linux")
-    assert kernel is not None
-    return kernel
+        if archive is None:
+            kernel_source.fetch(f"{scratch}/linux", progress)
+        else:
+            foreign.fetch(archive, scratch, frozenset(wanted), progress)
+        for name in wanted:
+            # Bundles hold their own link to vmlinux: an older kernel's guests are not disturbed.
+            shutil.rmtree(f"{kernels_dir}/{name}", ignore_errors=True)
+            os.rename(f"{scratch}/{name}", f"{kernels_dir}/{name}")
 
 
-def _build(kernel: Kernel, target: str, progress: Progress) -> KernelBundle:
-    progress(None, f"Building the initrd for kernel {kernel.release}")
-    brought = interpreter.survey(interpreter.find(), AGENT_MODULES)
+def _build(
+    kernel: Kernel, brought: Interpreter, target: str, *, architecture: str = "amd64"
+) -> KernelBundle:
+    processor = targets.get(architecture)
     paths = (brought.binary, brought.loader, *brought.libraries.values())
     files = {path: _read(path) for path in (*paths, *brought.extensions.values())}
     kernel_modules = {
@@ -85,7 +128,7 @@ def _build(kernel: Kernel, target: str, progress: Progress) -> KernelBundle:
         compiled = interpreter.compile_modules(brought, scratch)
         made = f"{scratch}/bundle"
         os.mkdir(made, 0o755)
-        for hardware, nested in itertools.product(HARDWARE, (False, True)):
+        for hardware, nested in _VARIANTS[architecture]:
             entries = initrd.entries(
                 hardware,
                 release=kernel.release,
@@ -94,6 +137,7 @@ def _build(kernel: Kernel, target: str, progress: Progress) -> KernelBundle:
                 files=files,
                 kernel_modules=kernel_modules,
                 nested=nested,
+                target=processor,
             )
             name = profiles.initrd_name(hardware, nested=nested)
             initrd.write(f"{made}/{name}", cpio.archive(entries))
@@ -122,10 +166,9 @@ def _load(directory: str) -> KernelBundle | None:
     )
 
 
-def _key(release: str) -> str:
+def _key(release: str, python: str) -> str:
     """Names the bundle: kernel release, interpreter, sources that may end up in the guest."""
-    binary = os.path.realpath("/usr/bin/python3")
-    digest = hashlib.sha256(f"{FORMAT} {release} {_stamp(binary)}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {release} {_stamp(python)}".encode())
     for folder in ("guest", "linux", "hypervisor"):
         for name in sorted(os.listdir(f"{_SITE}/twofold/{folder}")):
             if name.endswith(".py") and _shapes_the_initrd(folder, name):
@@ -137,7 +180,7 @@ def _key(release: str) -> str:
 
 
 def _shapes_the_initrd(folder: str, name: str) -> bool:
-    return folder != "hypervisor" or name in ("initrd.py", "modules.py", "interpreter.py")
+    return folder != "hypervisor" or name in _OF_THE_INITRD
 
 
 def _stamp(path: str) -> str:

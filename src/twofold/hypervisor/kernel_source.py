@@ -27,12 +27,14 @@ from twofold.errors import Corrupt, NoSpace, Unavailable, Unsupported
 from twofold.hypervisor import modules
 from twofold.model.progress import Progress
 
-_META_PACKAGE = "linux-image-amd64"
+META_PACKAGE = "linux-image-{architecture}"
 _TELL_EVERY_S = 0.2
+Apt = tuple[str, ...]
 # From the x86 boot protocol: where the compressed kernel lies, counted from the protected-mode
 # code, which starts after the set-up sectors.
 _SETUP_SECTORS, _PAYLOAD_OFFSET, _PAYLOAD_LENGTH = 0x1F1, 0x248, 0x24C
 _HEADER_BYTES = 0x250
+_ARM64_AT, _ARM64_MAGIC = 56, b"ARM\x64"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +56,22 @@ def fetch(target: str, progress: Progress) -> Kernel:
         return _keep(vmlinuz, tree, target, progress)
     scratch = tempfile.mkdtemp(prefix="twofold-kernel-", dir="/var/tmp")
     try:
-        package = _download(scratch, progress)
-        progress(None, f"Unpacking {os.path.basename(package)}")
-        root = f"{scratch}/root"
-        _run(["dpkg-deb", "-x", package, root], timeout_s=300)
-        (vmlinuz,) = glob.glob(f"{root}/boot/vmlinuz-*")
-        (tree,) = glob.glob(f"{root}/lib/modules/*") or glob.glob(f"{root}/usr/lib/modules/*")
-        return _keep(vmlinuz, tree, target, progress)
+        return fetch_package(scratch, target, progress)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def fetch_package(
+    scratch: str, target: str, progress: Progress, *, architecture: str = "amd64", apt: Apt = ()
+) -> Kernel:
+    """As ``fetch``, from the archive for sure. ``apt`` are options that every call of it gets."""
+    package = _download(scratch, progress, META_PACKAGE.format(architecture=architecture), apt)
+    progress(None, f"Unpacking {os.path.basename(package)}")
+    root = f"{scratch}/root"
+    run(["dpkg-deb", "-x", package, root], timeout_s=300)
+    (vmlinuz,) = glob.glob(f"{root}/boot/vmlinuz-*")
+    (tree,) = glob.glob(f"{root}/lib/modules/*") or glob.glob(f"{root}/usr/lib/modules/*")
+    return _keep(vmlinuz, tree, target, progress)
 
 
 def load(folder: str) -> Kernel | None:
@@ -77,6 +86,18 @@ def load(folder: str) -> Kernel | None:
         return None
 
 
+def bootable(image: bytes) -> bytes:
+    """What QEMU starts without firmware: the kernel as it lies in memory. Raises Corrupt."""
+    if (
+        image[_ARM64_AT : _ARM64_AT + 4] == _ARM64_MAGIC
+    ):  # arm64's own header, on an image that is not packed
+        return image
+    if image[:2] == b"MZ" and image[4:8] == b"zimg":  # the same, packed in an EFI program
+        start, length = struct.unpack_from("<II", image, 8)
+        return _unpacked(image[start : start + length], _ARM64_AT, _ARM64_MAGIC, "an arm64 image")
+    return extract_vmlinux(image)
+
+
 def extract_vmlinux(bzimage: bytes) -> bytes:
     """The ELF kernel inside a bzImage. Raises Corrupt when there is none."""
     if len(bzimage) < _HEADER_BYTES or bzimage[0x1FE:0x200] != b"\x55\xaa":
@@ -84,13 +105,17 @@ def extract_vmlinux(bzimage: bytes) -> bytes:
     sectors = bzimage[_SETUP_SECTORS] or 4
     offset, length = struct.unpack_from("<II", bzimage, _PAYLOAD_OFFSET)
     start = (sectors + 1) * 512 + offset
+    return _unpacked(bzimage[start : start + length], 0, b"\x7fELF", "an ELF file")
+
+
+def _unpacked(payload: bytes, at: int, magic: bytes, what: str) -> bytes:
     try:
-        elf = _decompress(bzimage[start : start + length])
+        kernel = _decompress(payload)
     except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
         raise Corrupt(f"the kernel image cannot be unpacked: {error}") from None
-    if elf[:4] != b"\x7fELF":
-        raise Corrupt("the kernel image's payload is not an ELF file")
-    return elf
+    if kernel[at : at + 4] != magic:
+        raise Corrupt(f"the kernel image's payload is not {what}")
+    return kernel
 
 
 def _decompress(payload: bytes) -> bytes:
@@ -140,25 +165,25 @@ def _installed() -> tuple[str, str] | None:
     return vmlinuz, tree
 
 
-def _download(scratch: str, progress: Progress) -> str:
+def _download(scratch: str, progress: Progress, meta: str, apt: Apt) -> str:
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise Unavailable(
             "no generic kernel in /boot, and no apt to fetch one",
             hint="install your distribution's standard kernel package",
         )
-    shown = _run(["apt-cache", "show", "--no-all-versions", _META_PACKAGE], timeout_s=60)
+    shown = run(["apt-cache", *apt, "show", "--no-all-versions", meta], timeout_s=60)
     match = re.search(r"^Depends: (linux-image-[0-9][a-z0-9.+-]*)", shown, re.MULTILINE)
     if match is None:
-        raise Unavailable(f"package {_META_PACKAGE!r} is not in apt's lists", hint="apt-get update")
+        raise Unavailable(f"package {meta!r} is not in apt's lists", hint="apt-get update")
     package = match.group(1)
     try:  # apt then downloads as its own unprivileged user
         os.chown(scratch, pwd.getpwnam("_apt").pw_uid, -1)
     except KeyError:
         pass
     option = "APT::Get::AllowUnauthenticated=false"
-    argv = ["apt-get", "-q", "-o", option, "download", package]
+    argv = ["apt-get", "-q", *apt, "-o", option, "download", package]
     said = f"Downloading {package}"
-    _run(argv, timeout_s=1800, cwd=scratch, tell=lambda: progress(None, said))
+    run(argv, timeout_s=1800, cwd=scratch, tell=lambda: progress(None, said))
     (path,) = glob.glob(f"{glob.escape(scratch)}/*.deb")
     return path
 
@@ -172,7 +197,11 @@ def _keep(vmlinuz: str, tree: str, target: str, progress: Progress) -> Kernel:
     try:
         os.makedirs(f"{target}/modules")
         _write(f"{target}/vmlinuz", image)
-        _write(f"{target}/vmlinux", extract_vmlinux(image))
+        kernel = bootable(image)
+        if kernel is image:
+            os.link(f"{target}/vmlinuz", f"{target}/vmlinux")
+        else:
+            _write(f"{target}/vmlinux", kernel)
         for name, data in found.items():
             _write(f"{target}/modules/{name}.ko", data)
         facts = {"release": release, "modules": sorted({*found, *modules.wanted_everywhere()})}
@@ -200,7 +229,7 @@ def _version_key(release: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", release))
 
 
-def _run(
+def run(
     argv: list[str],
     *,
     timeout_s: float,

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from twofold.errors import InvalidInput
-from twofold.hypervisor import profiles
+from twofold.hypervisor import profiles, targets
 from twofold.hypervisor.options import option, plain
 from twofold.runtime.plan import OpenFile
 
-QEMU = "/usr/bin/qemu-system-x86_64"
+QEMU = targets.AMD64.qemu
 BOOT_DIR = "/boot"  # the kernel bundle's directory, bound read-only into the jail
 SHARE_DIR = "/shares"  # a bind per share, at SHARE_DIR/TAG
 
@@ -72,6 +72,7 @@ class MachineSpec:
     birth: str = "boot"
     nested: bool = False  # the guest's processor has virtualisation of its own
     tsc_khz: int = 0  # of the host, which an emulated guest counts by; 0: unknown
+    architecture: str = "amd64"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,17 +86,18 @@ class Machine:
 
 def build(spec: MachineSpec) -> Machine:
     """The command line. Raises InvalidInput when a value is out of range or unsafe."""
-    profile = profiles.get(spec.hardware)
+    profile = profiles.get(spec.hardware, spec.architecture)
+    target = targets.get(spec.architecture)
     _check(spec)
     argv = [
-        QEMU,
+        target.qemu,
         *confinement(
             spec.instance_id,
             "-no-reboot",
             # Device state that was saved alone has no section on the machine that it is of.
             *("-global", "migration.send-configuration=off"),
         ),
-        *_processor_and_memory(spec, profile),
+        *_processor_and_memory(spec, profile, target),
         *control(),
         *_birth(spec),
         *(("-vnc", "none") if profile.has_screen else ()),
@@ -128,9 +130,9 @@ def shape_of(argv: tuple[str, ...]) -> list[str]:
 
 def kernel_command_line(spec: MachineSpec) -> str:
     """The guest kernel's arguments; the keys are explained in docs/contributing/guest-boot.md."""
-    profile = profiles.get(spec.hardware)
+    profile = profiles.get(spec.hardware, spec.architecture)
     words = [
-        "console=ttyS0",
+        f"console={targets.get(spec.architecture).console}",
         "quiet",
         "loglevel=4",  # warnings and errors stay visible in the console log
         # A panic reboots at once and -no-reboot turns that into QEMU's exit: never a silent hang.
@@ -159,12 +161,18 @@ def _boot_time_flags(spec: MachineSpec) -> list[str]:
         # out of the guest's reach: guards against them only cost. With KVM they stay on.
         "mitigations=off",
         "nokaslr",  # the vmlinux boots where it is linked; saves the relocation pass
+        *(_pc_clock_flags(spec) if spec.architecture == "amd64" else []),
+        "cryptomgr.notests",
+    ]
+
+
+def _pc_clock_flags(spec: MachineSpec) -> list[str]:
+    return [
         # The emulated clock sources agree by construction; watching them costs 100 ms.
         "tsc=reliable",
         # Else the kernel measures it, and is interrupted meanwhile: see host_tsc.
         *([f"tsc_early_khz={spec.tsc_khz}"] if spec.tsc_khz else []),
         "no_timer_check",
-        "cryptomgr.notests",
     ]
 
 
@@ -182,15 +190,17 @@ def confinement(instance_id: str, *flags: str) -> list[str]:
     ]
 
 
-def _processor_and_memory(spec: MachineSpec, profile: profiles.Profile) -> list[str]:
+def _processor_and_memory(
+    spec: MachineSpec, profile: profiles.Profile, target: targets.Target
+) -> list[str]:
     kvm = spec.accelerator == "kvm"
     most = max(spec.vcpus, MOST_VCPUS) if profile.grows else spec.vcpus
     accelerator = "kvm" if kvm else f"tcg,thread=multi,tb-size={TCG_CODE_BYTES // _MIB}"
     memory_mib = spec.memory_bytes // _MIB
     return [
-        *("-machine", f"{profile.machine},memory-backend=ram,dump-guest-core=off"),
+        *("-machine", f"{target.board},memory-backend=ram,dump-guest-core=off"),
         *("-accel", accelerator),
-        *("-cpu", processor(kvm, nested=spec.nested)),
+        *("-cpu", processor(kvm, nested=spec.nested, target=target)),
         *("-smp", f"{_free(spec.vcpus, most)},sockets=1,cores={most},threads=1"),
         *("-m", f"{memory_mib}M{_slots(memory_mib) if profile.grows else ''}"),
         *("-object", _memory(spec.birth, memory_mib)),
@@ -206,11 +216,13 @@ def _slots(memory_mib: int) -> str:
     return f",slots={MEMORY_SLOTS},maxmem={memory_mib + MOST_ADDED_BYTES // _MIB}M"
 
 
-def processor(kvm: bool, *, nested: bool) -> str:
+def processor(kvm: bool, *, nested: bool, target: targets.Target = targets.AMD64) -> str:
     """Virtualisation within the guest is a large part of KVM, or of TCG: only on request."""
+    if target is targets.ARM64:
+        return target.cpu
     if kvm:
         return "host" if nested else "host,svm=off,vmx=off"
-    return f"{profiles.TCG_CPU},svm={'on' if nested else 'off'}"
+    return f"{target.cpu},svm={'on' if nested else 'off'}"
 
 
 def _memory(birth: str, memory_mib: int) -> str:
@@ -284,6 +296,8 @@ def _check(spec: MachineSpec) -> None:
         raise InvalidInput(f"birth {spec.birth!r} is none of {', '.join(BIRTHS)}")
     check_processors(spec.accelerator, spec.vcpus)
     check_memory(spec.memory_bytes, nested=spec.nested)
+    if spec.architecture != "amd64" and (spec.accelerator == "kvm" or spec.nested):
+        raise InvalidInput(f"a machine of architecture {spec.architecture!r} is emulated: no KVM")
     check_mac(spec.mac)
     tags = [share.tag for share in spec.shares]
     if len(set(tags)) != len(tags):

@@ -11,10 +11,6 @@ from twofold.errors import InvalidInput
 from twofold.guest import netport
 from twofold.hypervisor.options import escape
 
-# Everything TCG can do but two: "rep movsb" is translated byte by byte (without ERMS the kernel
-# copies in words), and LA57 makes every page walk five levels deep. A third of the boot time.
-TCG_CPU = "max,erms=off,la57=off"
-
 
 def initrd_name(hardware: str, *, nested: bool) -> str:
     """Its file in the kernel bundle."""
@@ -32,7 +28,6 @@ class Profile:
     ``data``. The device names are what the guest's kernel calls them, in this order."""
 
     name: str
-    machine: str
     root_device: str
     data_device: str
     transport: str
@@ -97,6 +92,20 @@ class _Virtio(Profile):
         return [*("-device", "virtio-rng-pci"), *("-device", "vmgenid,guid=auto")]
 
 
+class _VirtioOnArm(_Virtio):
+    """The same devices; the board brings the serial line, and knows no generation counter: a fork
+    draws from what its monitor tells it alone."""
+
+    def console(self) -> list[str]:
+        return [
+            *("-chardev", "socket,id=serial,fd={fd:serial}"),
+            *("-serial", "chardev:serial"),
+        ]
+
+    def extras(self) -> list[str]:
+        return ["-device", "virtio-rng-pci"]
+
+
 class _Emulated(Profile):
     def agent(self, share_tags: Sequence[str]) -> list[str]:
         # A card and a network of its own, in which nothing but these chardevs can be reached.
@@ -137,7 +146,6 @@ class _Emulated(Profile):
 _PROFILES: dict[str, Profile] = {
     "virtio": _Virtio(
         name="virtio",
-        machine="q35",
         root_device="vda",
         data_device="vdb",
         transport="virtio",
@@ -147,7 +155,6 @@ _PROFILES: dict[str, Profile] = {
     ),
     "emulated": _Emulated(
         name="emulated",
-        machine="q35",
         root_device="sr0",
         data_device="sda",
         transport="net",
@@ -156,11 +163,29 @@ _PROFILES: dict[str, Profile] = {
         grows=False,
     ),
 }
+_ON_ARM = _VirtioOnArm(
+    name="virtio",
+    root_device="vda",
+    data_device="vdb",
+    transport="virtio",
+    has_shares=True,
+    has_screen=False,
+    # The board takes no processors, and shows new memory and cards through ACPI alone.
+    grows=False,
+)
 
 
-def get(hardware: str) -> Profile:
-    """The profile by its name. Raises InvalidInput for any other word."""
+def get(hardware: str, architecture: str = "amd64") -> Profile:
+    """The profile by its name. Raises InvalidInput for any other word, and for what only a PC
+    has."""
     profile = _PROFILES.get(hardware)
+    if architecture == "arm64" and profile is not None:
+        if hardware != _ON_ARM.name:
+            raise InvalidInput(
+                f"hardware {hardware!r} is that of a PC; an {architecture} machine has virtio",
+                hint="--hardware virtio",
+            )
+        return _ON_ARM
     if profile is None:
         raise InvalidInput(
             f"hardware {hardware!r} is neither virtio nor emulated", hint="--hardware virtio"

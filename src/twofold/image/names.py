@@ -17,8 +17,15 @@ _SUFFIXES = (
     "|qcow2|raw|vmdk|vdi|vhdx|iso|img|ima|flp|vfd|dsk|fd|dd|hdd"
 )
 
-BUILTIN_SUITES = {"debian:bookworm": "bookworm", "debian:trixie": "trixie"}
-_ALIASES = {"debian:latest": "debian:bookworm"}
+_SUITES = {"debian:bookworm": "bookworm", "debian:trixie": "trixie"}
+# An image for another processor than the host's has that one before its name: arm64/debian.
+FOREIGN = ("arm64",)
+BUILTIN_SUITES = _SUITES | {
+    f"{architecture}/{name}": suite for architecture in FOREIGN for name, suite in _SUITES.items()
+}
+_ALIASES = {"debian:latest": "debian:bookworm"} | {
+    f"{architecture}/debian:latest": f"{architecture}/debian:bookworm" for architecture in FOREIGN
+}
 
 
 def normalise(name: str) -> str:
@@ -41,6 +48,19 @@ def normalise(name: str) -> str:
 def is_builtin(name: str) -> bool:
     """Whether ``twofold image build NAME`` knows what to build."""
     return normalise(name) in BUILTIN_SUITES
+
+
+def for_architecture(name: str, architecture: str) -> str:
+    """What the image ``name`` for a foreign processor is called: ``arm64/debian:bookworm``."""
+    if architecture_of(name) == architecture:
+        return normalise(name)
+    return normalise(f"{architecture}/{normalise(name)}")
+
+
+def architecture_of(name: str) -> str | None:
+    """The processor in the name of an image; None where there is none: the host's own."""
+    first = name.partition("/")[0]
+    return first if first in FOREIGN and "/" in name else None
 
 
 def from_file_name(file_name: str) -> str:

@@ -82,9 +82,12 @@ class MachineParts:
 class Machines(Protocol):
     """The hypervisor room: everything a VM needs before its plan can be made."""
 
-    async def parts(self, operation: Operation, *, kernel: bool = True) -> MachineParts:
+    async def parts(
+        self, operation: Operation, *, kernel: bool = True, arch: str | None = None
+    ) -> MachineParts:
         """Kernel bundle, QEMU's jail, the accelerator that really works; made when missing.
-        ``disk`` is empty. Without ``kernel`` so is ``boot``: the machine has its own."""
+        ``disk`` is empty. Without ``kernel`` so is ``boot``: the machine has its own. ``arch``:
+        as in the instance's spec."""
         ...
 
     async def make_data_disk(self, path: str) -> None: ...

@@ -77,8 +77,9 @@ def possible(record: Record, spec: InstanceSpec) -> tuple[Growth, tuple[str, ...
 
 
 def _why_not(record: Record, spec: InstanceSpec, what: str, less: bool) -> str:
-    if not profiles.get(spec.hardware.value).grows:
-        return f"emulated hardware cannot be given {what} while it runs"
+    if not profiles.get(spec.hardware.value, vm.architecture(spec)).grows:
+        kind = "emulated hardware" if vm.architecture(spec) == "amd64" else "an arm64 machine"
+        return f"{kind} cannot be given {what} while it runs"
     if less:
         return f"{what} cannot be taken out while it runs"
     return "" if record.state is State.RUNNING else f"its guest is {record.state.value}"

@@ -150,6 +150,7 @@ class ImageDesk:
     ) -> Image:
         """A Debian image from the distribution's own signed archive."""
         architecture.check_wanted(arch)
+        name, other = architecture.build_name(name, arch)
         return await self._as_step(
             operation,
             f"Building the image {name}",
@@ -161,6 +162,7 @@ class ImageDesk:
                 variant=variant,
                 progress=tell,
                 force=force,
+                architecture=other,
             ),
         )
 

@@ -7,8 +7,11 @@ what the probe measured, never what a device node promises.
 import asyncio
 from typing import Any
 
-from twofold.hypervisor import errand, host_tsc, jail, kvm_probe, qmp
+from twofold.hypervisor import errand, host_tsc, jail, kvm_probe, qmp, targets
 from twofold.hypervisor import kernel as bundles
+from twofold.hypervisor.foreign import Archive
+from twofold.image.sources import aptsources, bootstrap
+from twofold.instance import architecture
 from twofold.instance.collaborators import MachineParts
 from twofold.model.paths import Paths
 from twofold.operations import Operation, in_thread
@@ -17,14 +20,24 @@ from twofold.storage import disk
 DATA_DISK_BYTES = 16 << 30  # sparse: what a guest never writes costs nothing
 
 
+def _sources() -> list[str]:
+    """Where this host gets Debian from. Reads its apt sources."""
+    return aptsources.lines_for(aptsources.read_host(), bootstrap.DEFAULT_SUITE)
+
+
 class MachineShop:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._one_at_a_time = asyncio.Lock()
         self._kvm: kvm_probe.KvmProbe | None = None
 
-    async def parts(self, operation: Operation, *, kernel: bool = True) -> MachineParts:
+    async def parts(
+        self, operation: Operation, *, kernel: bool = True, arch: str | None = None
+    ) -> MachineParts:
         """Quick when all is there: three looks at the disk. Raises Unsupported without QEMU."""
+        other = architecture.foreign(arch)
+        if other:
+            return await self._emulated(operation, other)
         async with self._one_at_a_time:
             jail_dir = await in_thread(
                 operation,
@@ -56,6 +69,32 @@ class MachineShop:
             accelerator_reason=self._kvm.reason,
             kernel=bundle.release if bundle else "",
             tsc_khz=tsc_khz,
+        )
+
+    async def _emulated(self, operation: Operation, other: str) -> MachineParts:
+        """Parts of a machine with another processor than this host's, beside the host's own."""
+        target = targets.get(other)
+        archive = Archive(architecture=other, sources=_sources)
+        async with self._one_at_a_time:
+            jail_dir = await in_thread(
+                operation,
+                f"Preparing QEMU for {other}",
+                lambda tell: jail.ensure(f"{self._paths.cache}/{other}", tell, target),
+                quick=True,
+            )
+            bundle = await in_thread(
+                operation,
+                f"Preparing the guest kernel for {other}",
+                lambda tell: bundles.ensure(f"{self._paths.kernels}/{other}", tell, archive),
+                quick=True,
+            )
+        return MachineParts(
+            jail=jail_dir,
+            boot=bundle.directory,
+            disk="",
+            accelerator="tcg",
+            accelerator_reason=f"the {other} processor is emulated: this host has none",
+            kernel=bundle.release,
         )
 
     async def make_data_disk(self, path: str) -> None:

@@ -99,8 +99,9 @@ class InstanceManager:
         self._check_ports(spec)
         architecture.check_wanted(spec.arch)
         await self._free_name(spec.name)
-        image = await self.rooms.images.ensure(spec.image, operation)
-        architecture.check_image(image, spec.image)
+        wanted = architecture.image_name(spec.image, spec.arch, self.rooms.images.find)
+        image = await self.rooms.images.ensure(wanted, operation)
+        spec = architecture.settle(spec.model_copy(update={"image": wanted}), image)
         spec = own_os.settle(spec, image)
         wall = self.walls[word_of(spec)]
         wall.check(spec)

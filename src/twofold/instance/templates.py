@@ -257,6 +257,7 @@ class TemplateDesk:
         bare = InstanceSpec(
             image=spec.image,
             isolation=spec.isolation,
+            arch=spec.arch,
             hardware=spec.hardware,
             cpus=spec.cpus,
             memory_bytes=spec.memory_bytes,
@@ -299,6 +300,7 @@ def _shape(spec: InstanceSpec, image: ImageRoot, parts: MachineParts) -> dict[st
     return {
         "image": spec.image,
         "image_digest": image.digest,
+        "arch": vm.architecture(spec),
         "hardware": spec.hardware.value,
         "vcpus": vm.virtual_cpus(spec),
         "memory_bytes": vm.memory_bytes(spec),

@@ -13,6 +13,7 @@ from typing import Any
 
 from twofold.errors import InvalidInput
 from twofold.hypervisor import machine, profiles
+from twofold.image.manifest import spelled
 from twofold.instance import privileges
 from twofold.instance.collaborators import MachineParts
 from twofold.instance.container import SYSCTLS, stdio_of
@@ -46,6 +47,7 @@ def this_moment() -> Moment:
 
 def check(spec: InstanceSpec) -> None:
     """Refuse early what the machine builder would refuse late."""
+    profiles.get(spec.hardware.value, architecture(spec))
     if spec.memory_bytes is not None:
         machine.check_memory(spec.memory_bytes, nested=spec.nested)
     if spec.system and spec.pids is not None:
@@ -54,6 +56,11 @@ def check(spec: InstanceSpec) -> None:
             "counts its processes itself",
             hint="leave --pids out, and set TasksMax= in the image",
         )
+
+
+def architecture(spec: InstanceSpec) -> str:
+    """Of the machine that is made; on a host without machines of its own kind it is a PC."""
+    return spelled(spec.arch) if spec.arch else "amd64"
 
 
 def virtual_cpus(spec: InstanceSpec) -> int:
@@ -100,6 +107,7 @@ def vm_plan(
             birth=birth,
             nested=spec.nested,
             tsc_khz=parts.tsc_khz,
+            architecture=architecture(spec),
         )
     )
     console = OpenFile(name="console", path=f"{place.directory}/console.log", access="append")

@@ -162,7 +162,7 @@ class VmWall:
     ) -> Planned:
         if record.spec.system:
             check_init(image, record.spec.image)
-        parts = await self._machines.parts(operation)
+        parts = await self._machines.parts(operation, arch=record.spec.arch)
         parts = replace(parts, disk=await self._images.disk(image.digest, operation))
         fork = None
         boots = system_start.reason_to_boot(record.spec, image) if record.spec.system else None
@@ -197,6 +197,8 @@ class VmWall:
             "limits": limits_of(record.spec),
             "virtual_cpus": vm.virtual_cpus(record.spec),
         }
+        if record.spec.arch:
+            facts["processor"] = vm.architecture(record.spec)
         return Planned(plan=made, facts=facts, fds=fork.fds if fork else ())
 
     async def pause(self, record: Record, run_dir: str) -> None:

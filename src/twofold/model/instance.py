@@ -111,7 +111,7 @@ class InstanceSpec(Strict):
     name: Name | None = Field(default=None, examples=["web"])
     image: Line = Field(examples=["debian"])
     isolation: Isolation = Isolation.CONTAINER
-    arch: Architecture | None = Field(default=None, description="null: this host's")
+    arch: Architecture | None = Field(default=None, description="null: the image's")
     hardware: Hardware = Hardware.VIRTIO
     system: bool = False
     command: list[Argument] | None = None

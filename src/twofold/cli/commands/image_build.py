@@ -17,6 +17,7 @@ EXAMPLES = (
     "twofold image build debian:trixie",
     "twofold image build web --include apache2,curl",
     "twofold image build old --suite bullseye --force",
+    "twofold image build debian --arch arm64",
 )
 DESCRIPTION = "Signatures are checked with the host's keyring. Prints the name and the digest."
 
@@ -32,7 +33,7 @@ def configure(parser: Parser) -> None:
         metavar="PKG,…",
         help="packages to add, separated by commas; repeatable",
     )
-    add("--arch", help="processor to build for; only this host's own so far")
+    add("--arch", help="processor to build for; arm64 on an amd64 host makes arm64/IMAGE")
     add("--variant", help="mmdebstrap's variant; default: chosen by the daemon")
     add("--force", action="store_true", help="build again although the image is there")
     add("-q", "--quiet", action="store_true", help="draw no progress")

@@ -43,7 +43,13 @@ _NAMES: dict[str, dict[str, str]] = {
     "mmdebstrap": {"suse": ""},
     "osinfo-db": {},
     "ovmf": {"fedora": "edk2-ovmf", "arch": "edk2-ovmf", "suse": "qemu-ovmf-x86_64"},
+    "qemu-system-arm": {
+        "fedora": "qemu-system-aarch64",
+        "arch": "qemu-system-aarch64",
+        "suse": "qemu-arm",
+    },
     "qemu-system-x86": {"suse": "qemu-x86"},
+    "qemu-user-static": {"suse": "qemu-linux-user"},
     "qemu-utils": {"fedora": "qemu-img", "arch": "qemu-img", "suse": "qemu-img"},
     "seabios": {"fedora": "seabios-bin", "suse": "qemu-seabios"},
     "tini": {"fedora": "tini-static", "arch": "tini", "suse": "tini-static"},

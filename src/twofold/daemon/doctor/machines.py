@@ -12,12 +12,13 @@ from twofold import osinfo
 from twofold.daemon.doctor.fact import DEGRADED, MISSING, OK, Fact
 from twofold.daemon.doctor.survey import Survey, program, said
 from twofold.hypervisor import (
+    foreign,
     host_disk,
     host_usb,
-    jail,
     kernel_source,
     kvm_probe,
     monitor_shares,
+    targets,
     tpm,
 )
 
@@ -73,15 +74,16 @@ def _kvm(status: str, value: str, reason: str, fix: str) -> Fact:
 
 
 def qemu(survey: Survey) -> Iterable[Fact]:
-    there = os.access(jail.QEMU, os.X_OK)
-    version = said([jail.QEMU, "--version"], timeout_s=survey.remaining_s()) if there else ""
+    path = targets.AMD64.qemu
+    there = os.access(path, os.X_OK)
+    version = said([path, "--version"], timeout_s=survey.remaining_s()) if there else ""
     yield Fact(
         id="qemu",
         title="QEMU",
         group=GROUP,
         status=OK if there else MISSING,
-        value=f"{version or 'version unknown'} in {jail.QEMU}" if there else "",
-        reason="" if there else f"{jail.QEMU} is missing: no virtual machines",
+        value=f"{version or 'version unknown'} in {path}" if there else "",
+        reason="" if there else f"{path} is missing: no virtual machines",
         fix="" if there else survey.install("qemu-system-x86"),
     )
     found = program("qemu-img")
@@ -93,6 +95,25 @@ def qemu(survey: Survey) -> Iterable[Fact]:
         value=found or "",
         reason="" if found else "disk images cannot be inspected or converted",
         fix="" if found else survey.install("qemu-utils"),
+    )
+
+
+def other_processors(survey: Survey) -> Iterable[Fact]:
+    """Machines of another processor than this host's are a wish, so nothing that is missing."""
+    needed = {
+        targets.ARM64.package: targets.ARM64.qemu,
+        foreign.EMULATOR_PACKAGE: foreign.EMULATORS["arm64"][0],
+    }
+    missing = [name for name, path in needed.items() if not os.access(path, os.X_OK)]
+    found = f"emulated by {targets.ARM64.qemu}"
+    if missing:
+        found = f"--arch arm64 wants: {'; '.join(survey.install(name) for name in missing)}"
+    yield Fact(
+        id="arm64",
+        title="Machines with an arm64 processor",
+        group=GROUP,
+        status=OK,
+        value=found,
     )
 
 
@@ -257,4 +278,14 @@ def _bundle(status: str, value: str, reason: str, fix: str) -> Fact:
     )
 
 
-CHECKS = (acceleration, qemu, firmware, trusted, shares, host_devices, systems, kernel_bundle)
+CHECKS = (
+    acceleration,
+    qemu,
+    other_processors,
+    firmware,
+    trusted,
+    shares,
+    host_devices,
+    systems,
+    kernel_bundle,
+)

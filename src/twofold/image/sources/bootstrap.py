@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from twofold.errors import Conflict, InvalidInput, NotFound, TwofoldError
 from twofold.image import config, manifest, names
 from twofold.image.child import Child
-from twofold.image.sources import aptsources
+from twofold.image.sources import aptsources, emulated
 from twofold.image.sources.aptsources import HostArchive
 from twofold.image.sources.file import describe_layers
 from twofold.image.store import ImageStore
@@ -92,11 +92,13 @@ def build(
     progress: Progress = silent,
     *,
     force: bool = False,
+    architecture: str | None = None,
 ) -> Image:
     """Build the image ``name``, or return it when the same request has built it before.
 
-    ``suite`` follows from a built-in name. Raises Conflict when the name means something else
-    (``force`` builds anew and lets the name go over), InvalidInput, Unavailable.
+    ``suite`` follows from a built-in name; ``architecture`` is another processor than this host's.
+    Raises Conflict when the name means something else (``force`` builds anew and lets the name go
+    over), InvalidInput, Unavailable, Unsupported.
     """
     wanted = names.normalise(name)
     suite = suite or names.BUILTIN_SUITES.get(wanted, DEFAULT_SUITE)
@@ -104,11 +106,17 @@ def build(
     _check(wanted, suite, include, variant)
     packages = sorted({*BASE_PACKAGES, *include})
     request = f"{variant} {suite} {','.join(packages)}"
+    if architecture:
+        request += f" {architecture}"
     if not force and (found := _existing(store, wanted, request)) is not None:
         return found
     archive = aptsources.read_host()
+    runner = emulated.runner(architecture) if architecture else []
     with store.working() as working:
-        argv = command_line(archive, suite, packages, variant, working=working)
+        argv = command_line(
+            archive, suite, packages, variant, working=working, architecture=architecture
+        )
+        argv = [*runner, *argv]
         _write_options(archive, working)
         layer = _run(store, argv, working, progress)
         labels = {"org.opencontainers.image.title": "debian", "io.twofold.suite": suite}
@@ -116,7 +124,7 @@ def build(
         if release:
             labels["org.opencontainers.image.version"] = release
         config_blob = config.write(
-            architecture=manifest.host_architecture(),
+            architecture=architecture or manifest.host_architecture(),
             created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             layers=[layer[0].digest],
             command=["/bin/bash"],
@@ -132,7 +140,13 @@ def build(
 
 
 def command_line(
-    archive: HostArchive, suite: str, packages: Sequence[str], variant: str, *, working: str
+    archive: HostArchive,
+    suite: str,
+    packages: Sequence[str],
+    variant: str,
+    *,
+    working: str,
+    architecture: str | None = None,
 ) -> list[str]:
     """mmdebstrap's arguments. Pure but for the look for keyrings."""
     argv = [
@@ -144,6 +158,9 @@ def command_line(
         f"--include={','.join(packages)}",
         '--aptopt=Acquire::Languages "none"',
     ]
+    if architecture:
+        # Its own check wants a program more, and does not find an emulator that we registered.
+        argv += [f"--architectures={architecture}", "--skip=check/qemu"]
     argv += [f"--aptopt={line.rstrip(';')}" for line in archive.lasting]
     argv += [f"--dpkgopt={line}" for line in _LEFT_OUT]
     # Proxies and the like serve this build; in the image they would be wrong, and may hold secrets.
