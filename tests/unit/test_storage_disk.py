@@ -65,3 +65,10 @@ def test_holes_stay_holes(tmp_path: Path) -> None:
         disk.sparse_copy(read.fileno(), write.fileno())
     assert source.read_bytes() == target.read_bytes()
     assert target.stat().st_blocks * 512 < 1 << 20
+
+
+def test_whether_copies_share_blocks_is_what_cp_finds(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(4096))
+    words = ["cp", "--reflink=always", tmp_path / "file", tmp_path / "copy"]
+    clones = subprocess.run(words, capture_output=True).returncode == 0
+    assert disk.shares_blocks(str(tmp_path)) is clones

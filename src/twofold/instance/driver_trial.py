@@ -9,9 +9,10 @@ its next start is one like any other.
 """
 
 import asyncio
+import time
 from dataclasses import replace
 
-from twofold.errors import Conflict, TimedOut, Unavailable, Unsupported
+from twofold.errors import Conflict, IllegalState, TimedOut, Unavailable, Unsupported
 from twofold.hypervisor import bare_trial
 from twofold.instance import own_os_files, own_os_hardware, states
 from twofold.instance.collaborators import Collaborators
@@ -58,9 +59,17 @@ class DriverTrial:
             await self._lifecycle.start(record, operation)
             try:
                 async with operation.step(f"Trying virtio devices on {name}") as step:
+                    begun = time.monotonic()
                     taken = await self._watch(record, step, timeout_s=timeout_s)
+                    ended_after_s = None if record.active else time.monotonic() - begun
             finally:
                 await self._end(record, directory, operation)
+        if not taken and ended_after_s is not None:
+            raise Unsupported(
+                f"{name!r} ended after {ended_after_s:.0f} s, and its system had taken none of the "
+                "virtio devices",
+                hint=f"twofold logs --console {name}",
+            )
         if not taken:
             raise Unsupported(
                 f"the system of {name!r} took none of the virtio devices within {timeout_s:.0f} s: "
@@ -102,12 +111,14 @@ class DriverTrial:
         return taken
 
     async def _end(self, record: Record, directory: str, operation: Operation) -> None:
-        if record.active:
-            fitting = await asyncio.to_thread(own_os_files.read_fitting, directory)
-            listens = fitting.hardware.acpi
-            await self._lifecycle.stop(
-                record, operation, timeout_s=_STOP_TIMEOUT_S if listens else 0
-            )
+        fitting = await asyncio.to_thread(own_os_files.read_fitting, directory)
+        timeout_s = _STOP_TIMEOUT_S if fitting.hardware.acpi else 0  # else it hears no button
+        try:
+            if record.active:
+                await self._lifecycle.stop(record, operation, timeout_s=timeout_s)
+        except IllegalState:  # somebody else has stopped it meanwhile
+            if record.active:
+                raise
         own_os_files.remove(own_os_files.scratch_file(directory))
 
 

@@ -18,6 +18,7 @@ MINIMUM_BYTES = 64 << 20
 MAXIMUM_BYTES = 16 << 40  # ext4 with 4 KiB blocks
 _MIB = 1 << 20
 _FICLONE = 0x40049409
+_NO_CLONES = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY)
 _COPY_CHUNK_BYTES = 64 * _MIB
 _MKFS = "mkfs.ext4"
 
@@ -73,6 +74,23 @@ def copy(source_path: str, target_path: str) -> None:
         raise _no_space(target_path, error) from None
 
 
+def shares_blocks(directory: str) -> bool:
+    """Whether a copy there costs neither time nor room, by making one. Raises OSError."""
+    with (
+        tempfile.TemporaryFile(dir=directory) as source,
+        tempfile.TemporaryFile(dir=directory) as target,
+    ):
+        source.write(bytes(4096))
+        source.flush()
+        try:
+            fcntl.ioctl(target, _FICLONE, source.fileno())
+        except OSError as error:
+            if error.errno in _NO_CLONES:
+                return False
+            raise
+    return True
+
+
 def sparse_copy(source: int, target: int) -> None:
     """Copy a file's data and keep its holes; share the blocks where the file system can.
 
@@ -83,7 +101,7 @@ def sparse_copy(source: int, target: int) -> None:
         fcntl.ioctl(target, _FICLONE, source)
         return
     except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY):
+        if error.errno not in _NO_CLONES:
             raise
     os.ftruncate(target, size)
     position = 0

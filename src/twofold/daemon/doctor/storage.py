@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from twofold.daemon.doctor.fact import DEGRADED, MISSING, OK, Fact
 from twofold.daemon.doctor.survey import Survey, existing_parent, readable
+from twofold.storage import disk
 
 GROUP = "storage"
 _COMFORTABLE_BYTES = 5 << 30
@@ -55,4 +56,18 @@ def space(survey: Survey) -> Iterable[Fact]:
     )
 
 
-CHECKS = (layers, space)
+def copies(survey: Survey) -> Iterable[Fact]:
+    """Not a fault either way: it says what a copy of a disk costs."""
+    where = existing_parent(survey.paths.root)
+    shared = "copies share blocks: a new machine's disk costs no time and no room"
+    copied = "a new machine's disk is a full copy; XFS and btrfs would share its blocks"
+    yield Fact(
+        id="reflink",
+        title="Copies of disks",
+        group=GROUP,
+        status=OK,
+        value=f"{shared if disk.shares_blocks(where) else copied} (tried in {where})",
+    )
+
+
+CHECKS = (layers, space, copies)
