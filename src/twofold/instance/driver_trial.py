@@ -114,9 +114,9 @@ class DriverTrial:
         fitting = await asyncio.to_thread(own_os_files.read_fitting, directory)
         timeout_s = _STOP_TIMEOUT_S if fitting.hardware.acpi else 0  # else it hears no button
         try:
-            if record.active:
-                await self._lifecycle.stop(record, operation, timeout_s=timeout_s)
-        except IllegalState:  # somebody else has stopped it meanwhile
+            # Also one that has ended: it may be about to be restarted (--restart always).
+            await self._lifecycle.stop(record, operation, timeout_s=timeout_s)
+        except IllegalState:  # it is off, for good
             if record.active:
                 raise
         own_os_files.remove(own_os_files.scratch_file(directory))
