@@ -1,8 +1,11 @@
 """Who is told what by the DHCP server: real messages, in a network namespace of their own."""
 
 import contextlib
+import os
+import pwd
 import shutil
 from collections.abc import AsyncIterator, Iterator
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import network_lab
@@ -10,6 +13,8 @@ import pytest
 from network_lab import Lab, run
 
 from twofold.model.paths import Paths
+from twofold.network import pool
+from twofold.network.dhcp import DhcpServer
 from twofold.network.manager import NetworkManager
 from twofold.runtime.plan import Network
 
@@ -46,6 +51,19 @@ except TimeoutError:
 """
 
 
+_RENEWAL = """
+import socket, sys
+own, client, server = sys.argv[1:4]
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind((own, 68)); s.settimeout(2)
+client = bytes.fromhex(client.replace(":", ""))
+boot = bytes([1, 1, 6, 0, 0, 0, 0, 9, 0, 0, 0, 0]) + socket.inet_aton(own) + bytes(12) + client
+boot += bytes(10 + 192) + bytes.fromhex("63825363") + bytes([53, 1, 3, 255])
+s.sendto(boot, (server, 67))
+said, sender = s.recvfrom(2000)
+print(sender[0], said[said.index(bytes([53, 1])) + 2])
+"""
+
+
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     with network_lab.lab() as made:
@@ -69,6 +87,10 @@ async def container(lab: Lab, manager: NetworkManager, name: str) -> tuple[int, 
     return pid, network
 
 
+def server_of(network: Network) -> str:
+    return pool.server(IPv4Network(f"{network.address}/{network.prefix}", strict=False))
+
+
 def dhcp(
     pid: int,
     network: Network,
@@ -80,7 +102,14 @@ def dhcp(
     fragments: bool = False,
 ) -> str:
     """Send a message (1: discover, 4: decline). Of a discover: the address and name offered."""
-    words = (client or network.mac, str(kind), asked, str(int(fragments)), network.gateway, sender)
+    words = (
+        client or network.mac,
+        str(kind),
+        asked,
+        str(int(fragments)),
+        server_of(network),
+        sender,
+    )
     return run("python3", "-c", _DHCP, "eth0", *words, pid=pid).strip()
 
 
@@ -104,8 +133,83 @@ async def test_a_machine_that_asks_is_told_its_address_and_name(
     await manager.lease("own", network, name)
     try:
         assert dhcp(pid, network, 1) == f"{network.address} {name}"
-        [server] = servers(tmp_path / "run" / "dhcp")
-        assert "NoNewPrivs:\t1\n" in Path(f"/proc/{server}/status").read_text()
+    finally:
+        await manager.unplug("own")
+
+
+async def test_the_server_is_shut_in(lab: Lab, manager: NetworkManager, tmp_path: Path) -> None:
+    """It reads what guests send: whoever takes it over finds nothing, and reaches nobody."""
+    folder = tmp_path / "run" / "dhcp"
+    _, network = await container(lab, manager, "own")
+    await manager.lease("own", network, "web")
+    try:
+        [server] = servers(folder)
+        status = dict(
+            line.split(":\t", 1) for line in Path(f"/proc/{server}/status").read_text().splitlines()
+        )
+        user = pwd.getpwnam(DhcpServer.user()).pw_uid
+        assert status["Uid"].split() == [str(user)] * 4
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+        # NET_ADMIN and NET_BIND_SERVICE, over the network of its own user namespace.
+        assert int(status["CapBnd"], 16) == int(status["CapEff"], 16) == 1 << 12 | 1 << 10
+        for kind in ("user", "net", "pid", "mnt", "ipc", "uts"):
+            assert os.readlink(f"/proc/{server}/ns/{kind}") != os.readlink(
+                f"/proc/thread-self/ns/{kind}"
+            )
+        root = Path(f"/proc/{server}/root")
+        found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+        assert {"etc/passwd", "etc/group", str(folder / "dnsmasq.conf")[1:]} <= found
+        rest = {path for path in found if not (path.endswith(".so") or ".so." in path)}
+        assert len(rest) == 4, "and the program"
+        with pytest.raises(OSError, match="Read-only"):
+            (root / "x").write_text("x")
+        links = run("ip", "-o", "link", pid=server).splitlines()
+        assert [line.split()[1].partition("@")[0].rstrip(":") for line in links] == ["lo", "eth0"]
+        assert lab.blocked(network.address, 1, pid=server), "even to those it serves"
+        assert lab.blocked(network.gateway, 1, pid=server), "nor to the host"
+    finally:
+        await manager.unplug("own")
+    assert servers(folder) == []
+    assert not folder.exists()
+
+
+async def test_who_cleans_run_has_it_made_again(
+    lab: Lab, manager: NetworkManager, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run" / "dhcp"
+    pid, network = await container(lab, manager, "own")
+    await manager.lease("own", network, "web")
+    try:
+        shutil.rmtree(folder)
+        await manager.renew()
+        assert servers(folder) == [int((folder / "pid").read_text())]
+        assert dhcp(pid, network, 1) == f"{network.address} web"
+    finally:
+        await manager.unplug("own")
+
+
+async def test_a_server_whose_link_was_removed_is_replaced(
+    lab: Lab, manager: NetworkManager, tmp_path: Path
+) -> None:
+    pid, network = await container(lab, manager, "own")
+    await manager.lease("own", network, "web")
+    try:
+        [link] = [name for name in manager._bridge.ports() if name != network.host_link]
+        run("ip", "link", "delete", link)
+        await manager.renew()
+        assert dhcp(pid, network, 1) == f"{network.address} web"
+    finally:
+        await manager.unplug("own")
+
+
+async def test_a_machine_renews_what_it_was_told(lab: Lab, manager: NetworkManager) -> None:
+    """From address to address, as systems do after half of the time; 5 is the server's yes."""
+    pid, network = await container(lab, manager, "own")
+    await manager.lease("own", network, "web")
+    try:
+        words = (network.address, network.mac, server_of(network))
+        said = run("python3", "-c", _RENEWAL, *words, pid=pid)
+        assert said == f"{server_of(network)} 5\n"
     finally:
         await manager.unplug("own")
 

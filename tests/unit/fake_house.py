@@ -237,6 +237,9 @@ class FakeNetworks:
         self.plugged.discard(instance_id)
         self.published.discard(instance_id)
 
+    async def renew(self) -> None:
+        return None
+
     async def restore(self, active: Iterable[Active]) -> list[str]:
         self.plugged = {item.instance_id for item in active}
         return []

@@ -9,13 +9,10 @@ from twofold.network.dhcp import Lease
 def configuration(*leases: Lease) -> list[str]:
     return dhcp.configuration(
         leases,
-        bridge="tf0",
         subnet=IPv4Network("10.209.0.0/22"),
         gateway="10.209.0.1",
         resolvers=["192.0.2.53"],
         mtu=1500,
-        folder="/run/twofold/dhcp",
-        user="dnsmasq",
     ).splitlines()
 
 

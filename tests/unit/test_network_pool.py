@@ -63,10 +63,11 @@ def test_addresses_go_round_and_skip_used_ones() -> None:
 
 def test_the_pool_ends_before_the_broadcast_address() -> None:
     used: set[str] = set()
-    for _ in range(1021):
+    for _ in range(1020):
         used.add(pool.allocate_address(ROOT, used))
-    assert "10.209.3.254" in used
-    assert not used & {"10.209.0.0", "10.209.0.1", "10.209.3.255"}
+    assert "10.209.3.253" in used
+    assert pool.server(ROOT) == "10.209.3.254"
+    assert not used & {"10.209.0.0", "10.209.0.1", "10.209.3.254", "10.209.3.255"}
     with pytest.raises(Conflict, match="no free address"):
         pool.allocate_address(ROOT, used)
 

@@ -23,7 +23,6 @@ from twofold.daemon.server import Server
 from twofold.errors import Forbidden, NoSpace, TwofoldError
 from twofold.instance import host_shutdown
 from twofold.model.paths import Paths
-from twofold.operations import TaskScope
 from twofold.operations.operation import unexpected
 from twofold.runtime.vigil import Vigil
 
@@ -95,7 +94,7 @@ async def serve(paths: Paths, *, ready_fd: int = -1) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.stop)
-        stack.callback(_watch_over(paths, server, house.scope).close)
+        stack.callback(_watch_over(paths, server, house).close)
         await server.serve(sockets=[sock])
         if await asyncio.to_thread(runplace.host_goes_down):
             log.info("the host goes down: instances are asked to end")
@@ -105,14 +104,21 @@ async def serve(paths: Paths, *, ready_fd: int = -1) -> None:
         log.info("the daemon ends; instances run on")
 
 
-def _watch_over(paths: Paths, server: Server, scope: TaskScope) -> Vigil:
+def _watch_over(paths: Paths, server: Server, house: wiring.House) -> Vigil:
     """Make directories and socket anew when somebody has removed them."""
     loop = asyncio.get_running_loop()
+
+    async def renew_network() -> None:
+        try:
+            await house.instances.rooms.networks.renew()
+        except TwofoldError as error:
+            log.warning("%s", error.message)
 
     def renew() -> None:
         runplace.make_directories(paths)
         sock, _ = runplace.listen(paths)
-        scope.spawn(server.listen_at(sock), name="listen anew")
+        house.scope.spawn(server.listen_at(sock), name="listen anew")
+        house.scope.spawn(renew_network(), name="serve addresses anew")
 
     return Vigil(
         paths.run,

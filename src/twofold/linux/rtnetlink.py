@@ -208,7 +208,10 @@ class Rtnetlink:
         local = socket.inet_aton(address)
         host_bits = (1 << (32 - prefix)) - 1
         broadcast = struct.pack("!I", struct.unpack("!I", local)[0] | host_bits)
-        body = struct.pack("=BBBBi", socket.AF_INET, prefix, 0, 0, self.index(name))
+        link = self.link(name)  # by this socket: it may look into another namespace
+        if link is None:
+            raise OSError(errno.ENODEV, f"there is no network link {name!r}")
+        body = struct.pack("=BBBBi", socket.AF_INET, prefix, 0, 0, link.index)
         body += _attribute(_IFA_LOCAL, local) + _attribute(_IFA_ADDRESS, local)
         body += _attribute(_IFA_BROADCAST, broadcast)
         try:

@@ -11,6 +11,7 @@ from twofold.errors import RuntimeFailed, Unsupported
 from twofold.linux.rtnetlink import Link, Rtnetlink
 from twofold.model.paths import Paths
 from twofold.network import pool
+from twofold.runtime.plan import Network
 
 _DEFAULT_MTU = 1500
 _SENDING_TIMEOUT_S = 0.1
@@ -104,6 +105,14 @@ class Bridge:
             with Rtnetlink.inside(netns_pid) as far_end:
                 far_end.set_link(interface, up=True)
             self._await_carrier(netlink)
+
+    def attach_server(self, network: Network, *, netns_pid: int, interface: str) -> None:
+        """Like an instance's, and with its address: nobody inside sets it."""
+        self.attach_veth(
+            network.host_link, mac=network.mac, netns_pid=netns_pid, interface=interface
+        )
+        with Rtnetlink.inside(netns_pid) as far_end:
+            far_end.add_address(interface, address=network.address, prefix=network.prefix)
 
     def attach_tap(self, host_link: str) -> None:
         """Put the existing tap ``host_link`` on the bridge. Raises OSError(ENODEV)."""

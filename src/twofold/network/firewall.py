@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
+from twofold.network import pool
+
 ANY_ADDRESS = "0.0.0.0"
 # Before connection tracking and every NAT of our own or others.
 _RAW = -300
@@ -108,7 +110,7 @@ def replace(
     return (
         destroy(table)
         + _inet_table(table, bridge, subnet, ports)
-        + _bridge_table(table, bridge, plugs)
+        + _bridge_table(table, bridge, plugs, pool.host_link(bridge, subnet, pool.server(subnet)))
     )
 
 
@@ -195,7 +197,8 @@ table inet {table} {{
 """
 
 
-def _bridge_table(table: str, bridge: str, plugs: list[Plug]) -> str:
+def _bridge_table(table: str, bridge: str, plugs: list[Plug], server: str) -> str:
+    """``server`` is the port of our DHCP server."""
     elements = {
         name: _elements([found[name] for found in map(_plug_elements, plugs) if name in found])
         for name in ("macs", "links", "mirrors", "askers")
@@ -225,15 +228,27 @@ table bridge {table} {{
 
 	chain forward {{
 		type filter hook forward priority filter; policy accept;
-		udp sport 68 udp dport 67 drop
+		iifname "{bridge}-*" oifname != "{server}" udp dport 67 drop
 		iifname . oifname @mirrors ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00 drop
+	}}
+
+	chain input {{
+		type filter hook input priority filter; policy accept;
+		iifname "{bridge}-*" udp dport 67 drop
 	}}
 
 	chain instance {{
 		iifname . ether saddr != @macs drop
+		iifname "{server}" goto server
 		udp sport 67 drop
 		udp dport 67 goto instance_dhcp
 		iifname . ether saddr . ip saddr @links accept
+		arp htype 1 arp hlen 6 arp plen 4 jump instance_arp
+		drop
+	}}
+
+	chain server {{
+		iifname . ether saddr . ip saddr @links udp sport 67 udp dport 68 accept
 		arp htype 1 arp hlen 6 arp plen 4 jump instance_arp
 		drop
 	}}

@@ -140,6 +140,10 @@ class NetworkManager:
         runs goes on. Returns warnings: links that are gone, ports that others took meanwhile."""
         return await self._in_thread(self._restore, list(active))
 
+    async def renew(self) -> None:
+        """Somebody has cleaned the run directory: what we keep there is made again."""
+        await self._in_thread(self._serve)
+
     async def destroy(self) -> None:
         """Leave no trace: tables, Docker's rules, bridge, links, forwarding."""
         await self._in_thread(self._destroy)
@@ -229,7 +233,7 @@ class NetworkManager:
             nftables.run(commands)
 
     def _admit(self, instance_id: str, network: Network) -> None:
-        plug = Plug(host_link=network.host_link, mac=network.mac, address=network.address)
+        plug = _plug_of(network)
         docker.admit(self._bridge.name)
         # Addresses are handed on: what was tracked for the last owner must not reach this one.
         _forget(network.address)
@@ -267,20 +271,28 @@ class NetworkManager:
             for one in self._entries.values()
             if one.plug.asks
         ]
-        if not leases or self._subnet is None:
-            self._dhcp.stop()
+        if self._subnet is None:
             return
+        server = pool.server_network(
+            self._paths.key, self._bridge.name, self._subnet, mtu=self._mtu
+        )
+        if not leases:
+            self._dhcp.stop()
+            self._quietly(firewall.remove_plug(self._table, _plug_of(server)))
+            return
+        self._transaction(firewall.add_plug(self._table, _plug_of(server)))
+        if self._dhcp.running() and not self._bridge.reattach(server.host_link):
+            self._dhcp.stop()  # somebody has removed its link: it is deaf
+        text = dhcp.configuration(
+            leases,
+            subnet=self._subnet,
+            gateway=pool.gateway(self._subnet),
+            resolvers=resolv.servers(_read_resolver().content),
+            mtu=self._mtu,
+        )
         self._dhcp.serve(
-            dhcp.configuration(
-                leases,
-                bridge=self._bridge.name,
-                subnet=self._subnet,
-                gateway=pool.gateway(self._subnet),
-                resolvers=resolv.servers(_read_resolver().content),
-                mtu=self._mtu,
-                folder=self._dhcp.folder,
-                user=self._dhcp.user(),
-            )
+            text,
+            lambda pid: self._bridge.attach_server(server, netns_pid=pid, interface=dhcp.INTERFACE),
         )
 
     def _forsake(self, instance_id: str) -> None:
@@ -404,6 +416,8 @@ class NetworkManager:
         except TwofoldError as error:
             warnings.append(f"{error.message}: {error.hint}")
         known = {item.network.host_link for item in active}
+        if self._dhcp.running() and self._subnet is not None:
+            known.add(pool.host_link(self._bridge.name, self._subnet, pool.server(self._subnet)))
         for name in self._bridge.ports().keys() - known:
             self._bridge.detach(name)
         for entry in self._entries.values():
@@ -428,6 +442,10 @@ class NetworkManager:
             os.unlink(self._record)
         self._ready = False
         self._subnet = None
+
+
+def _plug_of(network: Network) -> Plug:
+    return Plug(host_link=network.host_link, mac=network.mac, address=network.address)
 
 
 def _published(port: Port, address: str) -> PublishedPort:

@@ -1,6 +1,6 @@
 """Which subnet a Twofold uses, and which address, MAC and link name an instance gets. Pure.
 
-One pool serves containers and virtual machines alike. A /22 holds 1,021 instances, about what
+One pool serves containers and virtual machines alike. A /22 holds 1,020 instances, about what
 one bridge carries (1,023 ports). The daemon's database remembers who has which address; functions
 here take the set of used ones.
 """
@@ -61,10 +61,15 @@ def gateway(subnet: IPv4Network) -> str:
     return str(subnet.network_address + 1)
 
 
+def server(subnet: IPv4Network) -> str:
+    """The last address: the DHCP server's, which answers from a network namespace of its own."""
+    return str(subnet.broadcast_address - 1)
+
+
 def allocate_address(subnet: IPv4Network, used: set[str], *, after: str = "") -> str:
     """The next free address, going round after ``after``: a freed address rests as long as
     possible, so that peers with stale entries do not talk to its next owner."""
-    first, last = int(subnet.network_address) + 2, int(subnet.broadcast_address) - 1
+    first, last = int(subnet.network_address) + 2, int(subnet.broadcast_address) - 2
     start = int(IPv4Address(after)) + 1 if after and IPv4Address(after) in subnet else first
     for number in (*range(max(start, first), last + 1), *range(first, max(start, first))):
         address = str(IPv4Address(number))
@@ -93,7 +98,15 @@ def allocate(
     key: str, bridge: str, subnet: IPv4Network, used: set[str], *, after: str = "", mtu: int = 1500
 ) -> Network:
     """Everything an instance needs to be plugged in."""
-    address = allocate_address(subnet, used, after=after)
+    return _network(key, bridge, subnet, allocate_address(subnet, used, after=after), mtu)
+
+
+def server_network(key: str, bridge: str, subnet: IPv4Network, *, mtu: int) -> Network:
+    """The same for the DHCP server."""
+    return _network(key, bridge, subnet, server(subnet), mtu)
+
+
+def _network(key: str, bridge: str, subnet: IPv4Network, address: str, mtu: int) -> Network:
     return Network(
         host_link=host_link(bridge, subnet, address),
         mac=mac_address(key, address),
