@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -186,14 +187,29 @@ def test_it_is_told_its_address_when_it_asks(
     made = ("run", "-d", "--vm", "--boot", "network", "--name", "asks", tiny)
     twofold(*made, check=True)
     shown = show(twofold, "asks")
-    leases = Path(Paths(twofold_root).run, "dhcp", "leases")
-    told = f"{shown['mac']} {shown['address']} "
-    wait_for(lambda: leases.exists() and told in leases.read_text(), timeout_s=60)
+    server = Path(Paths(twofold_root).run, "dhcp", "pid")
+    number = int(IPv4Address(shown["address"])) & 0x3FF  # of a /22
+    assert_told(f"{Paths(twofold_root).bridge}-{number}", shown["address"])
+    before = server.read_text()
     os.kill(daemon_pid(twofold), signal.SIGKILL)
     twofold("list", check=True)
-    assert told in leases.read_text()  # it outlived the daemon, which the next one knows
+    assert server.read_text() == before
+    os.kill(int(before), 0)  # it outlived the daemon, which the next one knows
     twofold("rm", "-f", "asks", check=True)
-    assert not leases.exists()
+    assert not server.exists()
+
+
+def assert_told(link: str, address: str) -> None:
+    """On the wire: the server's yes to this address."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as wire:
+        wire.bind((link, 0x0003))
+        wire.settimeout(60)
+        answer = b"\0\x43\0\x44"
+        while True:
+            frame = wire.recv(2048)
+            if frame[23] == 17 and frame[34:38] == answer and bytes([53, 1, 5]) in frame:
+                assert socket.inet_ntoa(frame[58:62]) == address
+                return
 
 
 def test_a_device_of_the_host_that_is_in_use_is_refused(twofold: Runner, tiny: str) -> None:
