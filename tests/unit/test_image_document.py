@@ -166,6 +166,7 @@ def test_this_hosts_platform_is_chosen() -> None:
     )
     assert isinstance(offered, list)
     assert manifest.choose(offered).digest == offered[1].digest
+    assert manifest.choose(offered, "mips").digest == offered[0].digest
     assert manifest.choose([offered[0], offered[2]]).digest == offered[0].digest
     with pytest.raises(Unsupported, match="linux/mips"):
         manifest.choose([offered[0], offered[0]])

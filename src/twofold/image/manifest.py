@@ -111,15 +111,16 @@ def _descriptor(value: object, what: str) -> Descriptor:
     )
 
 
-def choose(descriptors: list[Descriptor]) -> Descriptor:
-    """The one for this host; an only one is taken as it is. Raises InvalidInput, Unsupported."""
+def choose(descriptors: list[Descriptor], architecture: str | None = None) -> Descriptor:
+    """The one for this host, or for ``architecture``; an only one is taken as it is. Raises
+    InvalidInput, Unsupported."""
     # Build attestations are stored as manifests for the platform "unknown".
     images = [item for item in descriptors if item.platform[1] != "unknown"]
     if len(images) == 1:
         return images[0]
     if not images:
         raise InvalidInput("the archive holds no image")
-    wanted = ("linux", host_architecture())
+    wanted = ("linux", architecture or host_architecture())
     for item in images:
         if item.platform == wanted:
             return item

@@ -198,6 +198,7 @@ class _Import:
         self._store = store
         self._path = path
         self._name = name
+        self._wanted = names.architecture_of(name or "")
         self._working = working
         self._progress = progress
         base = os.path.basename(path.rstrip("/"))
@@ -303,16 +304,16 @@ class _Import:
         if len(stated) > 1:
             known = [[self._stated_name(item)] for item in descriptors]
             return descriptors[self._choose(known)]
-        return manifest.choose(descriptors)
+        return manifest.choose(descriptors, self._wanted)
 
     def _manifest(self, archive: Archive, top: Descriptor) -> tuple[bytes, Manifest]:
-        """Follow indexes down to the manifest for this host."""
+        """Follow indexes down to the manifest for this host, or for the name's processor."""
         for _ in range(_MAX_INDEX_DEPTH):
             blob = _blob(archive, top, "the image's manifest")
             found = manifest.parse(blob, top.media_type)
             if isinstance(found, Manifest):
                 return blob, found
-            top = manifest.choose(found)
+            top = manifest.choose(found, self._wanted)
         raise InvalidInput(f"the image's indexes are nested deeper than {_MAX_INDEX_DEPTH}")
 
     def _stated_name(self, item: Descriptor) -> str:
@@ -328,6 +329,14 @@ class _Import:
                 continue
         return ""
 
+    def _own_name(self, config_blob: bytes, stated: str) -> str:
+        """Never the name of the host's own image for one of a processor that is emulated."""
+        name = stated or names.from_file_name(self._path)
+        its = manifest.spelled(config.parse(config_blob).architecture)
+        if its in names.FOREIGN and its != manifest.host_architecture():
+            return names.for_architecture(name, its)
+        return name
+
     # -- recording -------------------------------------------------------------------------
 
     def _part(self, index: int, count: int) -> Progress:
@@ -341,7 +350,7 @@ class _Import:
         return self._store.add(
             config_blob=config_blob,
             manifest_blob=manifest_blob,
-            name=self._name or stated or names.from_file_name(self._path),
+            name=self._name or self._own_name(config_blob, stated),
             source=f"{kind} {self._file_name}",
             annotations={ORIGIN: self.origin} if self.origin else None,
         )
