@@ -143,6 +143,7 @@ def test_vm_of_another_processor() -> None:
     )
     assert own["vm"].pop("argv") == ["/usr/bin/qemu-system-x86_64", "…"]
     assert other["vm"].pop("argv") == ["/usr/bin/qemu-system-aarch64", "…"]
+    assert own["vm"].pop("ready_timeout_s") < other["vm"].pop("ready_timeout_s")
     del own["process"]["argv"], other["process"]["argv"]
     assert own == other
 

@@ -31,6 +31,8 @@ JAIL_USER = "1000:1000"
 TEMPLATE_MAC = "02:54:46:ff:ff:fe"
 # KVM itself may be nested in an emulated machine, where it is as slow as that.
 READY_TIMEOUT_S = {"kvm": 180.0, "tcg": 180.0}
+# Another processor is emulated at half the speed of a PC's; its systemd took 150 s on a busy host.
+FOREIGN_READY_TIMEOUT_S = 400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +142,11 @@ def vm_plan(
                 moment=moment,
                 card=_mac_of_card(place, birth, burned_in_mac),
             ),
-            ready_timeout_s=READY_TIMEOUT_S[parts.accelerator],
+            ready_timeout_s=(
+                READY_TIMEOUT_S[parts.accelerator]
+                if architecture(spec) == "amd64"
+                else FOREIGN_READY_TIMEOUT_S
+            ),
             vnet_header=spec.hardware is Hardware.VIRTIO,
             discard=spec.auto_remove,
             birth=birth,
