@@ -1,6 +1,8 @@
 """Whether a system has virtio drivers is seen from outside, before it is moved onto them."""
 
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +53,28 @@ def test_a_system_without_drivers_stays_as_it_is(
         assert twofold("set", "none", *words).returncode == 2
     twofold("rm", "none", check=True)
     twofold("image", "rm", "none", check=True)
+
+
+@pytest.mark.slow
+def test_a_daemon_that_dies_in_a_trial_leaves_a_machine_like_any_other(
+    twofold: Runner, twofold_root: str, tmp_path: Path, no_leaks: object
+) -> None:
+    file = tiny_os.disk(tmp_path / "left.raw", "LEFT")
+    twofold("create", "--vm", "--memory", "64m", "--name", "left", file, check=True)
+    directory = Path(Paths(twofold_root).instance_dir(show(twofold, "left")["id"]))
+    pid = json.loads(twofold("version", "--json", check=True).stdout)["daemon"]["pid"]
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        trial = pool.submit(twofold, "set", "left", "hardware=virtio", "--try")
+        wait_for(lambda: b"LEFT" in twofold("logs", "--console", "left").stdout)
+        os.kill(pid, signal.SIGKILL)
+        assert trial.result(timeout=60).returncode != 0
+    assert show(twofold, "left")["state"] == "running"
+    assert (directory / "scratch.img").exists()
+    twofold("stop", "left", check=True)
+    twofold("start", "left", check=True)
+    assert not (directory / "scratch.img").exists()
+    twofold("rm", "-f", "left", check=True)
+    twofold("image", "rm", "left", check=True)
 
 
 @pytest.mark.shared
