@@ -33,23 +33,27 @@ def status(words: list[str], features: Any) -> dict[str, Any]:
     return {"status": {"statuses": words}, "guest-features": features}
 
 
+# As OVMF leaves a source of random numbers until a system takes over.
+BY_OVMF = {"dev-features": [], "transports": BY_SEABIOS["transports"]}
+
+
 @pytest.mark.parametrize(
-    ("name", "said", "taken"),
+    ("said", "taken"),
     [
-        ("block", status(OK, BY_LINUX), True),
-        ("block", status(OK, BY_SEABIOS), False),
-        ("block", status(OK[:3], BY_LINUX), False),
-        ("block", status([*OK, "VIRTIO_CONFIG_S_FAILED: …"], BY_LINUX), False),
-        ("net", status(OK, {"dev-features": ["VIRTIO_NET_F_MAC: …"], "transports": []}), False),
-        ("net", status(OK, {"dev-features": ["VIRTIO_NET_F_CSUM: …"], "transports": []}), True),
-        ("rng", status(OK, {"dev-features": [], "transports": []}), True),
-        ("rng", status([], {}), False),
-        ("block", status(OK, None), False),
-        ("block", status(OK, {"dev-features": 7, "transports": {"a": 1}}), False),
-        ("rng", {"status": "VIRTIO_CONFIG_S_DRIVER_OK"}, False),
-        ("rng", {"status": {"statuses": [OK, None]}}, False),
-        ("rng", [], False),
+        (status(OK, BY_LINUX), True),
+        (status(OK, BY_SEABIOS), False),
+        (status(OK[:3], BY_LINUX), False),
+        (status([*OK, "VIRTIO_CONFIG_S_FAILED: …"], BY_LINUX), False),
+        (status(OK, {"dev-features": ["VIRTIO_NET_F_MAC: …"], "transports": []}), False),
+        (status(OK, {"dev-features": ["VIRTIO_NET_F_CSUM: …"], "transports": []}), True),
+        (status(OK, BY_OVMF), False),
+        (status([], {}), False),
+        (status(OK, None), False),
+        (status(OK, {"dev-features": 7, "transports": {"a": 1}}), False),
+        ({"status": "VIRTIO_CONFIG_S_DRIVER_OK"}, False),
+        ({"status": {"statuses": [OK, None]}}, False),
+        ([], False),
     ],
 )
-def test_taken(name: str, said: Any, taken: bool) -> None:
-    assert bare_trial.is_taken(name, said) is taken
+def test_taken(said: Any, taken: bool) -> None:
+    assert bare_trial.is_taken(said) is taken

@@ -27,8 +27,8 @@ DEVICES: dict[str, str] = {
 }
 NEEDED = ("block", "net")
 
-# All that SeaBIOS and OVMF ever ask of a virtio disk or network card. No system's driver is content
-# with it: it asks at least for a way to be woken less often, or for more than one queue.
+# All that SeaBIOS and OVMF ever ask of such a device. No system's driver is content with it: it
+# asks at least for a way to be woken less often, or to say more in one request.
 _FIRMWARES = frozenset(
     {
         *("VIRTIO_F_VERSION_1", "VIRTIO_F_IOMMU_PLATFORM"),
@@ -37,7 +37,6 @@ _FIRMWARES = frozenset(
         *("VIRTIO_NET_F_MAC", "VIRTIO_NET_F_STATUS", "VIRTIO_NET_F_MTU"),
     }
 )
-_DRIVEN_BY_FIRMWARE = frozenset(NEEDED)
 _READY = "VIRTIO_CONFIG_S_DRIVER_OK"
 _FAILED = frozenset({"VIRTIO_CONFIG_S_FAILED", "VIRTIO_CONFIG_S_NEEDS_RESET"})
 
@@ -53,15 +52,13 @@ def words() -> list[str]:
     return found
 
 
-def is_taken(name: str, status: Any) -> bool:
+def is_taken(status: Any) -> bool:
     """Whether a driver of the system's own works the device, by QEMU's answer. Never trusts it."""
     if not isinstance(status, dict):
         return False
     said = _names(status.get("status"), "statuses")
     if _READY not in said or said & _FAILED:
         return False
-    if name not in _DRIVEN_BY_FIRMWARE:
-        return True
     features = status.get("guest-features")
     asked = _names(features, "transports") | _names(features, "dev-features")
     return bool(asked - _FIRMWARES)
@@ -89,6 +86,6 @@ async def ask(socket_path: str, names: Iterable[str]) -> set[str]:
                     hint="QEMU 7.2 or newer can: qemu-system-x86_64 --version",
                 ) from error
             raise GuestFailed(f"a device of the trial is not there: {error.message}") from error
-        if is_taken(name, status):
+        if is_taken(status):
             taken.add(name)
     return taken
