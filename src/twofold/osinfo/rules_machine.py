@@ -23,7 +23,7 @@ def hardware(subject: Subject) -> None:
     if wish == "virtio" and not (disk and net):
         lacking = "its disk" if not disk else "its network"
         addable = bool(subject.system and subject.system.addable)
-        how = "; drivers can be added from a virtio-win medium" if addable else ""
+        how = "; a virtio-win disc has the drivers: --virtio-win FILE" if addable else ""
         subject.warnings.append(
             f"{subject.name} is not known to have a virtio driver for {lacking}: that stays "
             f"emulated{how}"

@@ -33,6 +33,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+_WINDOWS_DRIVERS = (
+    "a virtio-win disc: create --virtio-win FILE, or set NAME virtio-win=FILE; once they are "
+    "installed: set NAME hardware=virtio --try"
+)
+
+
 def _draw(system: dict[str, Any]) -> None:
     output.write_line(system["name"])
     output.write_section(
@@ -54,6 +60,7 @@ def _draw(system: dict[str, Any]) -> None:
             ("virtio", system["virtio"]),
             *sorted(system["drivers"].items()),
             ("can be added", ", ".join(system["addable"])),
+            ("from", _WINDOWS_DRIVERS if system["addable"] else None),
         ],
     )
     output.write_section("firmware", list(system["firmware"].items()))
