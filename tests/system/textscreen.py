@@ -2,7 +2,7 @@
 
 No guessing as in optical recognition: each cell is a glyph of the VGA BIOS's own 8x16 font or it is
 none (``UNKNOWN``). For 80 columns in text mode (720x400 or 640x400) and for 8x16 graphics consoles
-that use the same font.
+that use the same font, or another one that is at hand (``bogl_glyphs``).
 """
 
 import struct
@@ -16,32 +16,41 @@ _LETTER_A = bytes.fromhex("000010386cc6c6fec6c6c6c600000000")
 _CURSOR_ROWS = (13, 14, 15)
 
 Rows = list[bytes]
+Font = dict[bytes, str]
 
 
-def read(png: bytes) -> list[str]:
-    """The lines on the screen, without the blanks at their ends."""
+def read(
+    png: bytes, font: Font | None = None, *, ink: bytes = b"", origin: tuple[int, int] = (0, 0)
+) -> list[str]:
+    """The lines on the screen, without the blanks at their ends.
+
+    ``ink``: the letters' colour, where they stand on a picture. ``origin``: where the first cell
+    is, in pixels from the left and from the top.
+    """
     width, height, depth, rows = decode(png)
     cell_width = 9 if width % 9 == 0 and width // 9 == 80 else 8
-    font = glyphs()
+    font = font or glyphs()
     seen: dict[tuple[bytes, ...], str] = {}
     lines = []
-    for top in range(0, height - _CELL_HEIGHT + 1, _CELL_HEIGHT):
+    for upper in range(origin[1], height - _CELL_HEIGHT + 1, _CELL_HEIGHT):
         line = ""
-        for left in range(0, width - cell_width + 1, cell_width):
+        for left in range(origin[0], width - cell_width + 1, cell_width):
             start, end = left * depth, (left + 8) * depth
-            cell = tuple(row[start:end] for row in rows[top : top + _CELL_HEIGHT])
+            cell = tuple(row[start:end] for row in rows[upper : upper + _CELL_HEIGHT])
             if cell not in seen:
-                seen[cell] = _character(cell, depth, font)
+                seen[cell] = _character(cell, depth, font, ink)
             line += seen[cell]
         lines.append(line.rstrip())
     return lines
 
 
-def text(png: bytes) -> str:
-    return "\n".join(read(png)).rstrip()
+def text(
+    png: bytes, font: Font | None = None, *, ink: bytes = b"", origin: tuple[int, int] = (0, 0)
+) -> str:
+    return "\n".join(read(png, font, ink=ink, origin=origin)).rstrip()
 
 
-def glyphs() -> dict[bytes, str]:
+def glyphs() -> Font:
     """Sixteen bytes, one per row → the character of code page 437."""
     data = VGA_BIOS.read_bytes()
     start = data.index(_LETTER_A) - ord("A") * _CELL_HEIGHT
@@ -54,16 +63,37 @@ def glyphs() -> dict[bytes, str]:
     return found
 
 
-def _character(cell: tuple[bytes, ...], depth: int, font: dict[bytes, str]) -> str:
+def bogl_glyphs(data: bytes) -> Font:
+    """The same of a font for the terminal ``bterm``, in which Debian's installer runs. Of a wide
+    character the left half is found, and its right half is none.
+
+    Found by a hash: ``offsets`` → pairs in ``index``, until a zero: the code's upper part with the
+    width in place of the lower, and where its rows begin. The rows are words, leftmost pixel first.
+    """
+    assert data.startswith(b"BGF1"), data[:4]
+    height, mask, offsets, index, content = struct.unpack_from("<IIQQQ", data, 12)
+    assert height == _CELL_HEIGHT, height
+    codes: dict[int, bytes] = {}
+    for low in range(mask + 1):
+        (at,) = struct.unpack_from("<I", data, offsets + 4 * low)
+        while (pair := struct.unpack_from("<II", data, index + 4 * at))[0]:
+            rows = struct.unpack_from(f"<{height}I", data, content + 4 * pair[1])
+            codes[pair[0] & ~mask | low] = bytes(row >> 24 for row in rows)
+            at += 2
+    # Of two that look alike (A and Alpha) the lower code is the common one.
+    return {codes[code]: chr(code) for code in sorted(codes, reverse=True)}
+
+
+def _character(cell: tuple[bytes, ...], depth: int, font: Font, ink: bytes) -> str:
     pixels = [[row[at : at + depth] for at in range(0, len(row), depth)] for row in cell]
     colours = sorted({pixel for row in pixels for pixel in row})
     if len(colours) == 1:
         return " "
-    if len(colours) > 2:
+    if len(colours) > 2 and not ink:
         return UNKNOWN
-    for ink in reversed(colours):  # bright on dark is the more common
+    for colour in [ink] if ink else reversed(colours):  # bright on dark is the more common
         bits = bytes(
-            sum(0x80 >> x for x, pixel in enumerate(row) if pixel == ink) for row in pixels
+            sum(0x80 >> x for x, pixel in enumerate(row) if pixel == colour) for row in pixels
         )
         if bits in font:
             return font[bits]

@@ -119,6 +119,19 @@ def test_every_model_can_be_built_on_every_board_that_takes_it() -> None:
                         bare.build(spec)
 
 
+def test_other_hardware_leaves_the_network_card_in_its_slot() -> None:
+    """A guest's name for it is made of the slot."""
+    cards = [
+        word
+        for nic in bare_devices.NICS
+        for hardware in (bare_devices.UNKNOWN, bare_devices.VIRTIO)
+        for word in bare.build(replace(UNKNOWN, hardware=replace(hardware, nic=nic))).argv
+        if "mac=" in word
+    ]
+    assert len(cards) == 2 * len(bare_devices.NICS)
+    assert {card.split("addr=")[1].split(",")[0] for card in cards} == {"0x10"}
+
+
 def test_the_order_of_booting_is_the_order_of_the_words() -> None:
     def first(*order: str) -> str:
         words = bare.build(replace(UNKNOWN, boot=order)).argv

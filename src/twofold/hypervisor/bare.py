@@ -21,6 +21,9 @@ _SCREEN_BYTES = 64 * _MIB  # the video card's memory and the picture of it
 _TPM_BYTES = 32 * _MIB
 _USB_FDSET = 200  # far from those of the drives
 _BOOT = ("disk", "cdrom", "floppy", "network")
+# Linux names a network card by its slot (enp0s16). Were that the next one free, other hardware
+# would rename the card, and a system that was set up with the old name would be off the network.
+_NIC_SLOT = "0x10"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +294,7 @@ def _network(spec: BareSpec) -> list[str]:
         return []
     nic = NICS[spec.hardware.nic]
     boots = "network" in spec.boot
-    device = f"{nic.device},netdev=net0,mac={spec.mac}"
+    device = f"{nic.device},netdev=net0,mac={spec.mac},addr={_NIC_SLOT}"
     # An option ROM that nobody boots from costs time, and hides an iPXE of the user's own.
     device += f",romfile={nic.boot_rom if boots else ''}"
     if boots:
