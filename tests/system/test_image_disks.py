@@ -347,7 +347,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, small, disk_format) ->
         qemu_img("convert", "-f", "raw", "-O", disk_format, tmp_path / "raw", path)
     with pytest.raises(NoSpace) as caught:
         import_file(store, str(path), disk_format=disk_format)
-    assert "twofold image rm" in caught.value.hint
+    assert "twofold image list" in caught.value.hint
     assert left_behind(place) == []
     small_one = tmp_path / "small.img"
     small_one.write_bytes(content(MIB * 2))
