@@ -57,6 +57,14 @@ CASES = {
         firmware=replace(UEFI, secure=True),
         tpm=True,
     ),
+    "own-seed": replace(
+        UNKNOWN, drives=(*UNKNOWN.drives, Drive(kind="seed", path=f"{PLACE}/seed.iso"))
+    ),
+    "own-seed-virtio": replace(
+        UNKNOWN,
+        hardware=bare_devices.VIRTIO,
+        drives=(UNKNOWN.drives[0], Drive(kind="seed", path=f"{PLACE}/seed.iso")),
+    ),
     "own-from-the-network": replace(UNKNOWN, boot=("network",), firmware=UEFI),
     "own-trial": replace(UNKNOWN, scratch=f"{PLACE}/scratch.img"),
     "own-host-devices": replace(UNKNOWN, usb=("/dev/bus/usb/001/004",), pci=("0000:01:00.0",)),

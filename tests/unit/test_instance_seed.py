@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from twofold.cli import ways_in
+from twofold.cli import hardware, ways_in
+from twofold.cli.arguments import UsageError
 from twofold.errors import InvalidInput
 from twofold.instance import own_os, seed
 from twofold.model.instance import InstanceSpec
@@ -41,7 +42,20 @@ def test_user_key_name_and_network_are_told() -> None:
 
 
 def test_a_file_of_the_users_own_is_passed_on_as_it_is() -> None:
-    assert texts(spec(user_data="#!/bin/sh\necho ä\n"))["user-data"] == "#!/bin/sh\necho ä\n"
+    script = "#!/bin/sh\necho ä\n"
+    alone = texts(spec(user_data=script))
+    assert alone["user-data"] == script
+    assert "vendor-data" not in alone
+    both = texts(spec(user_data=script, user="me", ssh_keys=[KEY]))
+    assert both["user-data"] == script
+    assert both["vendor-data"] == texts(spec(user="me", ssh_keys=[KEY]))["user-data"]
+
+
+def test_what_is_told_is_the_same_in_yaml_as_in_json() -> None:
+    key = KEY + " & * ! | > ' \" % @ ` {} [] , # ? : - \U0001f600 ä"
+    told = texts(spec(user="me", ssh_keys=[key]))["user-data"]
+    assert "\\u" not in told  # YAML reads two halves of a character as two characters
+    assert json.loads(told.partition("\n")[2])["users"][0]["ssh_authorized_keys"] == [key]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +66,10 @@ def test_a_file_of_the_users_own_is_passed_on_as_it_is() -> None:
         {"user": "x:y", "ssh_keys": [KEY]},
         {"ssh_keys": ["-----BEGIN OPENSSH PRIVATE KEY-----"]},
         {"ssh_keys": ['ssh-rsa AAAA\x1b"']},
-        {"ssh_keys": [KEY], "user_data": "x"},
+        {"ssh_keys": [KEY + "\x85"]},
+        {"ssh_keys": [KEY + "\u2028b"]},
+        {"ssh_keys": [KEY + "\x7f"]},
+        {"ssh_keys": [""]},
     ],
 )
 def test_what_could_not_come_true_is_refused(wish: dict[str, Any]) -> None:
@@ -62,6 +79,7 @@ def test_what_could_not_come_true_is_refused(wish: dict[str, Any]) -> None:
 
 def test_the_disc_is_the_last_drive_and_there_only_when_asked_for() -> None:
     drives = own_os.drives(spec(ssh_keys=[KEY]), "/d")
+    assert [drive.kind for drive in drives] == ["disk", "cdrom", "seed"]
     assert [drive.path for drive in drives] == ["/d/disk-0.img", "", "/d/seed.iso"]
     assert [drive.path for drive in own_os.drives(spec(), "/d")] == ["/d/disk-0.img", ""]
 
@@ -94,3 +112,27 @@ def test_agent_then_ssh_then_console() -> None:
     assert command[-4:] == ["-l", "me", "--", "10.1.2.3"]
     assert "HostKeyAlias=twofold-3f" in command
     assert ways_in.ssh_command(silent, "you", "/a'b")[-1].startswith("cd '/a'\\''b' &&")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"-----BEGIN OPENSSH PRIVATE KEY-----\nc2VjcmV0\n", "private key"),
+        (b"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n", "private key"),
+        (b"PuTTY-User-Key-File-3: ssh-ed25519\nPrivate-Lines: 1\nc2VjcmV0\n", "private key"),
+        (b"c2VjcmV0\n", "no public SSH key"),
+        (b"# nothing\n\n", "no public SSH key"),
+        (b"\x00\xff\xfe", "cannot read"),
+        (b"ssh-rsa " + b"A" * (1 << 18), "longer than"),
+    ],
+)
+def test_a_file_that_is_no_public_key_is_not_sent_to_the_daemon(
+    content: bytes, why: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "id"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=why) as caught:
+        hardware.public_keys(str(path))
+    assert "c2VjcmV0" not in caught.value.message
+    path.write_text(f"# mine\n{KEY}\n")
+    assert hardware.public_keys(str(path)) == [KEY]

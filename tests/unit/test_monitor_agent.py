@@ -366,6 +366,27 @@ def test_nobody_there_is_said_at_once_or_in_time(monkeypatch: pytest.MonkeyPatch
     theirs.close()
 
 
+def test_endless_words_are_nobodys_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor_agent_port, "SYNC_TIMEOUT_S", 0.3)
+    ours, theirs = socket.socketpair()
+    client = opened(ours)
+    theirs.setblocking(False)
+    sent = 0
+    client.begin({"kind": "errand", "what": "ping", "words": {}})
+    end = time.monotonic() + 5
+    while client.code is None and client.error is None:
+        assert time.monotonic() < end
+        try:
+            sent += theirs.send(b"{\xff[" * 20_000)
+        except BlockingIOError:
+            pass
+        client.turn()
+    assert isinstance(client.error, Unsupported)
+    assert "nobody answered" in client.error.message
+    assert sent > 2 * monitor_agent_port.LINE_LIMIT_BYTES  # it was heard, and nothing of it kept
+    theirs.close()
+
+
 def test_what_nobody_asked_for_is_not_read() -> None:
     ours, theirs = socket.socketpair()
     client = opened(ours)

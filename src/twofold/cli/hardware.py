@@ -70,7 +70,7 @@ def configure(parser: arguments.Parser) -> None:
         metavar="FILE",
         help="a public key that may log in (as --user, else as the image has it); by cloud-init",
     )
-    add("--user-data", metavar="FILE", help="what cloud-init in it is told, in place of those")
+    add("--user-data", metavar="FILE", help="what cloud-init in it is told besides, and first")
     add("--sound", action="store_true", help="a sound card; what it plays goes nowhere")
 
 
@@ -88,16 +88,23 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
         "firmware": args.firmware,
         "tpm": None if args.tpm is None else args.tpm == "on",
         "host_devices": devices or None,
-        "ssh_keys": [key for path in args.ssh_key for key in _keys(path)] or None,
+        "ssh_keys": [key for path in args.ssh_key for key in public_keys(path)] or None,
         "user_data": _text(path=args.user_data) if args.user_data else None,
     }
 
 
-def _keys(path: str) -> list[str]:
+def public_keys(path: str) -> list[str]:
     lines = [line.strip() for line in _text(path=path).splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]
-    if any("PRIVATE KEY" in line for line in keys):
-        raise UsageError(f"{path!r} is a private key: it stays with you", hint=f"{path}.pub")
+    # Looked at here, for the daemon is not to be sent what is secret.
+    if any("PRIVATE KEY" in line or line.startswith("PuTTY-User-Key") for line in keys):
+        raise UsageError(
+            f"{path!r} is a private key: it stays with you", hint=f"--ssh-key {path}.pub"
+        )
+    if not keys or not all(line.startswith(("ssh-", "ecdsa-", "sk-")) for line in keys):
+        raise UsageError(
+            f"{path!r} holds no public SSH key", hint="--ssh-key ~/.ssh/id_ed25519.pub"
+        )
     return keys
 
 

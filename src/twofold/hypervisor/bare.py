@@ -28,7 +28,9 @@ _NIC_SLOT = "0x10"
 
 @dataclass(frozen=True, kw_only=True)
 class Drive:
-    """``kind``: disk, cdrom or floppy. ``path`` on the host; "" is a drive with nothing in it."""
+    """``kind``: disk, cdrom, floppy or seed. ``path`` on the host; "" is a drive with nothing in
+    it. A seed, a disc that tells the guest what to do, is a disk where disks are virtio: kernels
+    made for that (Debian's for clouds) have drivers for no CD drive."""
 
     kind: str
     path: str = ""
@@ -134,7 +136,7 @@ class _Backend:
 
     @property
     def read_only(self) -> bool:
-        return self.drive.read_only or self.drive.kind == "cdrom"
+        return self.drive.read_only or self.drive.kind in ("cdrom", "seed")
 
     def files(self) -> list[OpenFile]:
         access = "r" if self.read_only else "exclusive" if self.drive.block_device else "rw"
@@ -247,6 +249,8 @@ def _drives(spec: BareSpec, backends: list[_Backend]) -> list[str]:
         if kind == "floppy":
             device = "floppy,bus=fdc.0" if hardware.board == "q35" else "floppy"
         else:
+            if kind == "seed":
+                kind = "disk" if DISK_BUSES[hardware.disk_bus].virtio else "cdrom"
             bus = hardware.disk_bus if kind == "disk" else hardware.cdrom_bus
             index = used.get(bus, 0)
             used[bus] = index + 1
@@ -256,7 +260,7 @@ def _drives(spec: BareSpec, backends: list[_Backend]) -> list[str]:
             device += f",drive={backend.name}"
         if kind == "disk":
             device += f",serial=twofold-{backend.name}"
-        turn = order.next(kind)
+        turn = order.next(backend.drive.kind)
         if kind == "floppy" and turn:  # a property of the controller, not of the drive
             words += ["-global", f"isa-fdc.bootindexA={turn}"]
         elif turn:
@@ -363,7 +367,7 @@ def _check(spec: BareSpec) -> None:
     if len([drive for drive in spec.drives if drive.kind == "floppy"]) > 1:
         raise InvalidInput("a machine has one floppy drive")
     for drive in spec.drives:
-        if drive.kind not in ("disk", "cdrom", "floppy"):
-            raise InvalidInput(f"drive {drive.kind!r} is none of disk, cdrom, floppy")
+        if drive.kind not in ("disk", "cdrom", "floppy", "seed"):
+            raise InvalidInput(f"drive {drive.kind!r} is none of disk, cdrom, floppy, seed")
         if drive.kind == "disk" and not drive.path:
             raise InvalidInput("a disk without a file")

@@ -201,7 +201,7 @@ def _check(parent: Record) -> None:
             hint=f"twofold start {parent.name}",
         )
     if parent.has_own_os:
-        raise own_os.no_agent(
+        raise own_os.no_twofold(
             parent.name, "fork", hint=f"twofold create --image {parent.spec.image}"
         )
     growing.refuse_plugged(parent, "its memory cannot be copied")

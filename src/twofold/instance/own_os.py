@@ -116,7 +116,9 @@ def settle(spec: InstanceSpec, image: Image) -> InstanceSpec:
             raise InvalidInput(
                 f"{option} cannot be had of {spec.image!r}: it boots an operating system of its "
                 "own, in which no agent of Twofold runs",
-                hint=f"leave {option} out, and set it up inside",
+                hint=f"a name? --name {spec.command[0]}"
+                if name == "command" and spec.command and len(spec.command) == 1
+                else f"leave {option} out, and set it up inside",
             )
     update: dict[str, Any] = {"media": image.kind.value, "isolation": Isolation.VM}
     if image.kind is ImageKind.CDROM:
@@ -192,7 +194,7 @@ def drives(spec: InstanceSpec, directory: str) -> tuple[Drive, ...]:
         path = virtio_win_file(directory) if spec.virtio_win else ""
         found.append(Drive(kind="cdrom", path=path))
     if seed.wanted(spec):
-        found.append(Drive(kind="cdrom", path=seed_file(directory)))
+        found.append(Drive(kind="seed", path=seed_file(directory)))
     if spec.floppy is not None:
         found.append(Drive(kind="floppy", path=floppy_file(directory) if spec.floppy else ""))
     return tuple(found)
@@ -323,6 +325,16 @@ def no_agent(name: str, verb: str, *, why: str = "", hint: str = "") -> TwofoldE
         f"cannot {verb} {name!r}: it runs an operating system of its own, with no agent of "
         f"Twofold in it, and {why or 'no qemu-guest-agent answers'}",
         hint=hint or f"twofold screen {name}; or install qemu-guest-agent inside",
+        details={"name": name, "missing": "agent"},
+    )
+
+
+def no_twofold(name: str, verb: str, *, hint: str) -> TwofoldError:
+    """Of what qemu-guest-agent could not do either."""
+    return Unsupported(
+        f"cannot {verb} {name!r}: it runs an operating system of its own, and that needs Twofold's "
+        "own agent, which comes with the kernel of virtual machines made of OCI images alone",
+        hint=hint,
         details={"name": name, "missing": "agent"},
     )
 

@@ -1,9 +1,12 @@
 """What a guest with cloud-init is told at its first boot: a NoCloud seed, a disc named CIDATA.
 
-User, SSH keys, host name and network, or a file of the user's own. The disc is made anew at every
+User, SSH keys, host name and network, and a file of the user's own. The disc is made anew at every
 start, by xorriso; the instance-id is the instance's own, so a copy of its disk in another instance
 sets itself up again. The texts are JSON, which is YAML: nothing in them can be anything else.
 Passwords are not made here, and nothing of it is logged.
+
+With a file of the user's own, ours is the vendor's data, which cloud-init reads besides: what the
+file says of the same thing (``users``, say) counts.
 """
 
 import json
@@ -19,9 +22,7 @@ from twofold.instance.record import Record
 from twofold.model.instance import InstanceSpec
 
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
-_KEY = re.compile(
-    r"(ssh-[a-z0-9-]+|ecdsa-[a-z0-9-]+|sk-[a-z0-9@.-]+) [A-Za-z0-9+/]+=*( [^\x00-\x1f]*)?"
-)
+_KEY = re.compile(r"(ssh-[a-z0-9-]+|ecdsa-[a-z0-9-]+|sk-[a-z0-9@.-]+) [A-Za-z0-9+/]+=*( .*)?")
 _XORRISO = "/usr/bin/xorriso"
 _TIMEOUT_S = 60.0
 
@@ -33,19 +34,15 @@ def wanted(spec: InstanceSpec) -> bool:
 
 def check(spec: InstanceSpec) -> None:
     """Raises InvalidInput."""
-    if spec.user_data is not None and (spec.user or spec.ssh_keys):
-        raise InvalidInput(
-            "--user-data is all that the guest is told: --user and --ssh-key would be lost",
-            hint="put them into the file: users: [{name: …, ssh_authorized_keys: […]}]",
-        )
     if spec.user and not _USER.fullmatch(spec.user):
         raise InvalidInput(f"user {spec.user!r} is no name for a new user", hint="--user me")
     for key in spec.ssh_keys:
-        if not _KEY.fullmatch(key):
+        # YAML has no word for what cannot be printed, and JSON's is another.
+        if not (_KEY.fullmatch(key) and key.isprintable()):
             raise InvalidInput(
                 f"{key[:40]!r} is no public SSH key", hint="--ssh-key ~/.ssh/id_ed25519.pub"
             )
-    if spec.user and not spec.ssh_keys:
+    if spec.user and not spec.ssh_keys and spec.user_data is None:
         raise InvalidInput(
             f"nobody could log in as {spec.user!r}: it has no key", hint="--ssh-key FILE.pub"
         )
@@ -57,10 +54,14 @@ def texts(record: Record) -> dict[str, str]:
     hostname = hostname_of(record.name, spec.hostname)
     found = {
         "meta-data": _yaml({"instance-id": record.id, "local-hostname": hostname}),
-        "user-data": spec.user_data
-        if spec.user_data is not None
-        else "#cloud-config\n" + _yaml(_cloud_config(spec, hostname)),
     }
+    ours = "#cloud-config\n" + _yaml(_cloud_config(spec, hostname))
+    if spec.user_data is None:
+        found["user-data"] = ours
+    else:
+        found["user-data"] = spec.user_data
+        if spec.user or spec.ssh_keys:
+            found["vendor-data"] = ours
     if record.mac:
         card = {"match": {"macaddress": record.mac}, "dhcp4": True}
         found["network-config"] = _yaml({"version": 2, "ethernets": {"card": card}})
@@ -82,7 +83,8 @@ def _cloud_config(spec: InstanceSpec, hostname: str) -> dict[str, Any]:
 
 
 def _yaml(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=1) + "\n"
+    # Not \u: JSON writes what is beyond 16 bits in two halves, of which YAML makes nonsense.
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
 def write(path: str, files: dict[str, str]) -> None:

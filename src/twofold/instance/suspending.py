@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from twofold.errors import NoSpace, TwofoldError, Unsupported
 from twofold.hypervisor import machine, standstill
-from twofold.instance import growing, states
+from twofold.instance import growing, own_os, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.lifecycle import Lifecycle
 from twofold.instance.record import Record
@@ -48,11 +48,7 @@ def check_memory(record: Record) -> None:
         )
     growing.refuse_plugged(record, "its memory cannot be copied")
     if record.has_own_os:
-        raise Unsupported(
-            f"{name!r} runs an operating system of its own, without our agent: its memory cannot "
-            "be copied",
-            hint=f"twofold snapshot create {name}",
-        )
+        raise own_os.no_twofold(name, "copy the memory of", hint=f"twofold snapshot create {name}")
 
 
 async def to_the_end(work: Callable[..., T], *args: Any) -> T:

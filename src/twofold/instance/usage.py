@@ -113,7 +113,9 @@ class Gauge:
         """What runs inside, oldest first, with the numbers that are true inside."""
         states.check("top", record.state, record.name)
         if record.has_own_os:
-            raise own_os.no_agent(record.name, "list the processes of")
+            raise own_os.no_twofold(
+                record.name, "list the processes of", hint=f"twofold exec {record.name} ps aux"
+            )
         if record.is_vm:
             if record.state is State.PAUSED:
                 raise IllegalState(

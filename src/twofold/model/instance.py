@@ -170,7 +170,7 @@ class InstanceSpec(Strict):
         description="public keys, for cloud-init in a machine with an operating system of its own",
     )
     user_data: Annotated[str, StringConstraints(max_length=262144)] | None = Field(
-        default=None, description="for cloud-init, in place of user and ssh_keys"
+        default=None, description="for cloud-init; what it says counts before user and ssh_keys"
     )
     tpm: bool | None = Field(default=None, description="null: as the operating system needs it")
     sound: bool = Field(default=False, description="a sound card; what it plays goes nowhere")
