@@ -49,6 +49,8 @@ def build(target: Path) -> None:
         root.mkdir()
         _bootstrap(root, Path(scratch))
         (root / "etc/fstab").write_text("LABEL=root / ext4 defaults 0 1\n")
+        # Generating another would take a minute, and needs a package more.
+        (root / "etc/cloud/cloud.cfg.d/10_locale.cfg").write_text("locale: C.UTF-8\n")
         (root / "boot/grub").mkdir(exist_ok=True)
         (root / "boot/grub/grub.cfg").write_text(_MENU)
         core = _grub(root, "i386-pc", _MODULES)

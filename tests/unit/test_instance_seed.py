@@ -108,10 +108,10 @@ def test_agent_then_ssh_then_console() -> None:
     assert ways_in.choose(answering, tty=True, ssh=True)[0] == "ssh"
     assert ways_in.choose(silent, tty=False, ssh=True)[0] == "ssh"
     assert ways_in.choose(answering, tty=True, ssh=False)[0] == "console"
-    command = ways_in.ssh_command(silent, None, None)
-    assert command[-4:] == ["-l", "me", "--", "10.1.2.3"]
+    command = ways_in.ssh_command(silent, None, None, tty=False)
+    assert command[-5:] == ["-T", "-l", "me", "--", "10.1.2.3"]
     assert "HostKeyAlias=twofold-3f" in command
-    assert ways_in.ssh_command(silent, "you", "/a'b")[-1].startswith("cd '/a'\\''b' &&")
+    assert ways_in.ssh_command(silent, "you", "/a'b", tty=True)[-1].startswith("cd '/a'\\''b' &&")
 
 
 @pytest.mark.parametrize(

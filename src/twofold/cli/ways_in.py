@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _BANNER = b"SSH-"
-_PATIENCE_S = 1.5
+_CONNECT_S = 1.5
+_GREETING_S = 10.0  # a server that listens may be slow: its machine is emulated
 
 
 def choose(instance: dict[str, Any], *, tty: bool, ssh: bool) -> tuple[str, str]:
@@ -34,23 +35,27 @@ def ssh_answers(address: str | None) -> bool:
     if not address or shutil.which("ssh") is None:
         return False
     try:
-        with socket.create_connection((address, 22), timeout=_PATIENCE_S) as sock:
+        with socket.create_connection((address, 22), timeout=_CONNECT_S) as sock:
+            sock.settimeout(_GREETING_S)
             return sock.recv(len(_BANNER)) == _BANNER
     except OSError:
         return False
 
 
-def ssh_command(instance: dict[str, Any], user: str | None, workdir: str | None) -> list[str]:
+def ssh_command(
+    instance: dict[str, Any], user: str | None, workdir: str | None, *, tty: bool
+) -> list[str]:
     """An address is another instance's tomorrow, so the host key is remembered by our id. Pure."""
     words = ["ssh", "-o", f"HostKeyAlias=twofold-{instance['id']}"]
     words += ["-o", "StrictHostKeyChecking=accept-new", "-o", "CheckHostIP=no"]
+    words.append("-t" if tty else "-T")
     login = user or instance["spec"].get("user")
     if login:
         words += ["-l", login]
     if workdir:
         # A single command line for the guest's shell: quoted, for the path may hold anything.
         quoted = "'" + workdir.replace("'", "'\\''") + "'"
-        words += ["-t", "--", instance["address"], f'cd {quoted} && exec "$SHELL" -l']
+        words += ["--", instance["address"], f'cd {quoted} && exec "$SHELL" -l']
     else:
         words += ["--", instance["address"]]
     return words

@@ -4,6 +4,8 @@ Who parses its words is the monitor, in its jail; here they are only passed on, 
 Remembers nothing: whether somebody answers is asked each time.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from twofold.errors import TwofoldError
@@ -15,6 +17,16 @@ from twofold.model.paths import Paths
 
 _PING_S = 15.0
 _ABOUT_S = 2.0
+
+
+@contextmanager
+def hints_for(name: str) -> Iterator[None]:
+    """The monitor knows no names: what it says of ``NAME`` can be typed then."""
+    try:
+        yield
+    except TwofoldError as error:
+        error.hint = error.hint.replace("twofold console NAME", f"twofold console {name}")
+        raise
 
 
 class GuestAgents:

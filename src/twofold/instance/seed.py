@@ -70,6 +70,7 @@ def texts(record: Record) -> dict[str, str]:
 
 def _cloud_config(spec: InstanceSpec, hostname: str) -> dict[str, Any]:
     config: dict[str, Any] = {"hostname": hostname, "ssh_pwauth": False}
+    config["manage_etc_hosts"] = "localhost"  # else sudo looks for its own name in vain
     if spec.user == "root":
         config["disable_root"] = False
     if spec.user:

@@ -26,7 +26,7 @@ from twofold.errors import (
 )
 from twofold.instance import own_os, states
 from twofold.instance.collaborators import Collaborators
-from twofold.instance.guest_agents import GuestAgents
+from twofold.instance.guest_agents import GuestAgents, hints_for
 from twofold.instance.opening import Opening
 from twofold.instance.process import absolute, exec_process, signal_name
 from twofold.instance.record import Record
@@ -115,9 +115,10 @@ class Sessions:
     async def execute(self, record: Record, request: ExecRequest, *, ticket: str) -> str:
         """Run a command with the stdio that was parked under ``ticket``; its session's name."""
         process = await self._process(record, request)
-        reply = await self._keeper.call(
-            "exec", id=record.id, process=asdict(process), ticket=ticket
-        )
+        with hints_for(record.name):
+            reply = await self._keeper.call(
+                "exec", id=record.id, process=asdict(process), ticket=ticket
+            )
         return self._began(record, reply)
 
     def _began(self, record: Record, reply: dict[str, Any]) -> str:
@@ -161,7 +162,8 @@ class Sessions:
                 id=record.id,
                 process=asdict(process),
             )
-            reply = await call
+            with hints_for(record.name):
+                reply = await call
             session = self._began(record, reply)
             for end in (in_read, out_write, err_write):
                 end.close()

@@ -53,7 +53,7 @@ def _own_os(args: argparse.Namespace, instance: dict[str, Any]) -> int:
     way, why = ways_in.choose(instance, tty=tty, ssh=ssh)
     output.note(f"{args.name}: {way} ({why})")
     if way == "ssh":
-        ways_in.become(ways_in.ssh_command(instance, args.user, args.workdir))
+        ways_in.become(ways_in.ssh_command(instance, args.user, args.workdir, tty=tty))
     if way == "console":
         args.no_stdin, args.escape = False, console.ESCAPE
         return console.run(args)
