@@ -53,7 +53,7 @@ def test_documents_that_are_none(oci: Lab, kind: str) -> None:
     (bundle / "config.json").write_bytes(DOCUMENTS[kind])
     began = time.monotonic()
     oci.refused_bundle(bundle, "config.json" if kind != "a huge exponent" else "", before=before)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60  # an emulated machine of one processor included
 
 
 def _missing(path: Path) -> None:

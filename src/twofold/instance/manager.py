@@ -150,8 +150,7 @@ class InstanceManager:
         try:
             await asyncio.to_thread(facts.make_durable, directory)
         except FileNotFoundError:
-            if not record.removed:
-                raise
+            pass  # it is being removed
         except OSError as error:
             raise _no_room(error, directory) from error
 
