@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import struct
 import time
 
@@ -40,9 +41,13 @@ if TYPE_CHECKING:
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 _LINK_DEADLINE_S = 15.0
-_INTERFACE = "eth0"
+_INTERFACE, _LOOPBACK = "eth0", "loopback"
 _GROUP = "/sys/fs/cgroup/twofold"
 _SHARE_USER = "qemu"  # the one user of the jail, under which diod serves
+
+# What ``rehearse`` did in the template that this guest is a fork of. Every step that need not be
+# done again, and every file that need not be made anew, is code that QEMU need not translate.
+_rehearsed: set[str] = set()
 
 
 class ConfigError(Exception):
@@ -55,15 +60,17 @@ def apply(config: dict[str, Any], dial: Dial, *, warnings: list[str]) -> None:
     ``dial(n)`` connects to the server of share n, or returns -1 where virtio carries shares.
     """
     set_identity(config, warnings)
-    try:
-        configure_loopback()
-    except OSError as error:
-        warnings.append(f"loopback: {error.strerror}")
+    if _LOOPBACK not in _rehearsed:
+        try:
+            configure_loopback()
+        except OSError as error:
+            warnings.append(f"loopback: {error.strerror}")
     if config.get("network"):
         set_network(config["network"])
     for path, content in dict(config.get("files") or {}).items():
         try:
-            replace_file(path, content)
+            if not (path in _rehearsed and _fill_file(path, content)):
+                replace_file(path, content)
         except OSError as error:
             warnings.append(f"{path}: {error.strerror}")
     _set_sysctls(config, warnings)
@@ -79,10 +86,16 @@ def apply(config: dict[str, Any], dial: Dial, *, warnings: list[str]) -> None:
 
 def _set_sysctls(config: dict[str, Any], warnings: list[str]) -> None:
     for name, value in dict(config.get("sysctls") or {}).items():
+        if _sysctl(name, value) in _rehearsed:
+            continue
         try:
             write_text("/proc/sys/" + name.replace(".", "/"), str(value))
         except OSError as error:
-            warnings.append(f"sysctl {name}={value}: {error.strerror}")
+            warnings.append(f"{_sysctl(name, value)}: {error.strerror}")
+
+
+def _sysctl(name: str, value: object) -> str:
+    return f"sysctl {name}={value}"
 
 
 def mount_places(config: dict[str, Any], dial: Dial, warnings: list[str]) -> None:
@@ -156,6 +169,7 @@ def enter_group() -> None:
 def rehearse(wish: dict[str, Any]) -> None:
     """What CONFIG will do again, for a template: a fork then finds it done, or fresh in memory."""
     configure_loopback()
+    _rehearsed.add(_LOOPBACK)
     mac = wish.get("burned_in_mac")
     if mac:
         found = find_interface(mac)
@@ -163,9 +177,13 @@ def rehearse(wish: dict[str, Any]) -> None:
             rename_interface(found, _INTERFACE)
     for path, content in dict(wish.get("files") or {}).items():
         replace_file(str(path), str(content))
+        _rehearsed.add(str(path))
     if wish.get("hostname"):
         write_text("/proc/sys/kernel/hostname", str(wish["hostname"]))
-    _set_sysctls(wish, [])
+    failed: list[str] = []
+    _set_sysctls(wish, failed)
+    if not failed:
+        _rehearsed.update(_sysctl(*item) for item in dict(wish.get("sysctls") or {}).items())
 
 
 def set_identity(config: dict[str, Any], warnings: list[str]) -> None:
@@ -237,11 +255,31 @@ def replace_file(path: str, content: str) -> None:
     try:
         os.fchmod(fd, 0o644)
         data = content.encode("utf-8", "surrogateescape")
-        while data:
-            data = data[os.write(fd, data) :]
+        _write(fd, data)
     finally:
         os.close(fd)
     os.rename(temporary, path)
+
+
+def _fill_file(path: str, content: str) -> bool:
+    """Write into the file that ``rehearse`` has made. False where something else is there now."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_size:
+            return False
+        _write(fd, content.encode("utf-8", "surrogateescape"))
+    finally:
+        os.close(fd)
+    return True
+
+
+def _write(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
 
 
 def _mount_share(share: dict[str, Any], number: int, dial: Dial) -> None:

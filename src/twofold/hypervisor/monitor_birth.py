@@ -242,10 +242,10 @@ class Freezer(Watcher):
             "burned_in_mac": (self._guest.get("network") or {}).get("burned_in_mac"),
             # An init reads them; otherwise they only are to be there, for they will be replaced.
             "files": files if self._system else dict.fromkeys(files, ""),
+            "sysctls": self._guest.get("sysctls"),
         }
         if self._system:
             wish["hostname"] = self._guest.get("hostname")
-            wish["sysctls"] = self._guest.get("sysctls")
         self._link.send(protocol.encode_json(protocol.PREPARE, 0, wish))
 
     def prepared(self) -> None:
