@@ -1,5 +1,6 @@
 """The screen, keyboard and doors of a machine on emulated hardware that boots a Linux of ours."""
 
+import asyncio
 import json
 import os
 import pty
@@ -18,6 +19,8 @@ import textscreen
 
 from twofold.client.sdk import Twofold
 from twofold.errors import InvalidInput
+from twofold.hypervisor import keyboard, qmp, screen
+from twofold.model.paths import Paths
 
 Runner = Callable[..., "subprocess.CompletedProcess[bytes]"]
 KEYBOARD = re.compile(r"^\s*1:\s+(\d+).*i8042", re.MULTILINE)
@@ -69,6 +72,28 @@ def test_the_guest_gets_every_key_once(twofold: Runner, guest: str) -> None:
     shifted = sum(char in "T()!" for char in text)
     # Down and up, shift as well; the arrow key has two bytes each.
     assert keyboard_interrupts(twofold, guest) - before == 2 * (len(text) + shifted) + 4
+
+
+def test_others_reach_qemu_between_slow_keys(
+    twofold: Runner, guest: str, twofold_root: str
+) -> None:
+    """QEMU serves one at its control socket; who types slowly holds it for no longer than a key."""
+    instance = json.loads(twofold("show", "--json", guest, check=True).stdout)["id"]
+    control = f"{Paths(twofold_root).instance_run(instance)}/qmp.sock"
+
+    async def longest_wait() -> float:
+        chords = keyboard.of_text("ab")
+        typing = asyncio.create_task(screen.press(control, chords, delay_s=4.0))
+        waits = []
+        while not typing.done():
+            began = time.monotonic()
+            assert await qmp.status(control) == "running"
+            waits.append(time.monotonic() - began)
+            await asyncio.sleep(0.2)
+        assert await typing
+        return max(waits)
+
+    assert asyncio.run(longest_wait()) < 3
 
 
 def test_a_paused_guest_is_seen_but_not_typed_on(
