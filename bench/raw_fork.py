@@ -42,9 +42,10 @@ _PROCESS: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen:
-    """``disk`` is copied for every fork."""
+    """``disk`` is copied for every fork. ``guest`` is what Twofold told its own."""
 
     argv: list[str]
+    guest: dict[str, Any]
     memory_fd: int
     state_fd: int
     root: Path
@@ -60,8 +61,10 @@ def shown(name: str) -> dict[str, Any]:
 def frozen_of(name: str, directory: Path) -> Frozen:
     """What the running machine ``name`` was forked from: a template, or another machine, whose disk
     is then the fork's own as of now."""
-    monitor = int(shown(name)["pid"])
+    facts = shown(name)
+    monitor = int(facts["pid"])
     pid = qemu_below(monitor)
+    plan = json.loads(Path(Paths().instance_run(facts["id"]), "plan.json").read_text())
     argv = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
     for path in Path(f"/proc/{pid}/root/boot").iterdir():
         if path.is_file():
@@ -69,7 +72,7 @@ def frozen_of(name: str, directory: Path) -> Frozen:
     links = {link: os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
     root = next(link for link, target in links.items() if target.endswith(".erofs"))
     disk = next(link for link, target in links.items() if target.endswith(".img"))
-    key = shown(name)["isolation_facts"]["template"]
+    key = facts["isolation_facts"]["template"]
     if key:
         disk = Path(Paths().templates, key, "data.img")
     kept = {directory / "root": root, directory / "data": disk}
@@ -79,6 +82,7 @@ def frozen_of(name: str, directory: Path) -> Frozen:
     return Frozen(
         # Its own control, that of the monitor, is what wakes it.
         argv=[*without_descriptors(words, directory), "-mon", "chardev=inner,mode=control"],
+        guest={name: word for name, word in plan["vm"]["guest"].items() if name != "process"},
         memory_fd=_memory_of(pid),
         state_fd=_state_of(monitor),
         root=directory / "root",
@@ -152,27 +156,22 @@ class RawFork:
 
     def begin(self, *argv: str, wait: bool) -> None:
         """Give it what CONFIG gives, and its payload; ``wait`` for the payload's end."""
-        config = {
-            "mode": "application",
-            "hostname": "bench",
-            "network": None,
-            "files": {},
-            "shares": [],
-            "sysctls": {},
-            "time": time.time(),
-            "entropy": os.urandom(32).hex(),
-        }
-        self._agent.sendall(protocol.encode_json(protocol.CONFIG, 0, config))
+        self._agent.sendall(protocol.encode_json(protocol.CONFIG, 0, self._identity()))
         self.run(*argv, kind="payload", until=protocol.EXIT if wait else protocol.OPENED)
 
     def adopt(self) -> None:
         """A copy of a machine that ran: make it somebody else. Then ``run``."""
         self._parser = protocol.Parser(synchronise=True)
         self._number += 1000  # what its agent knows are the parent's sessions
-        words = {"hostname": "bench", "time": time.time(), "entropy": os.urandom(32).hex()}
+        words = self._identity() | {"birth": "copy", "machine_id": os.urandom(16).hex()}
         self._agent.sendall(
             protocol.encode(protocol.HELLO, 0) + protocol.encode_json(protocol.RENEW, 0, words)
         )
+
+    def _identity(self) -> dict[str, Any]:
+        """The guest is asked for all that Twofold asks its own for."""
+        moment = {"time": time.time(), "entropy": os.urandom(32).hex()}
+        return self._frozen.guest | {"hostname": "bench", **moment}
 
     def run(self, *argv: str, kind: str = "exec", until: int = protocol.EXIT) -> None:
         number, self._number = self._number, self._number + 1
