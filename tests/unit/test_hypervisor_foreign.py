@@ -77,6 +77,15 @@ def test_a_missing_emulator_is_said_before_the_download(
     assert asked == []
 
 
+def test_all_that_is_to_be_installed_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign.os, "access", lambda path, mode: False)
+    with pytest.raises(Unsupported, match="arm64 processor are emulated here") as caught:
+        foreign.require("arm64")
+    assert caught.value.hint == "apt-get install qemu-system-arm qemu-user-static"
+    monkeypatch.setattr(foreign.os, "access", lambda path, mode: True)
+    foreign.require("arm64")
+
+
 def test_only_what_is_missing_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[frozenset[str]] = []
 

@@ -52,6 +52,26 @@ def emulator(architecture: str) -> str:
     )
 
 
+def missing(architecture: str) -> tuple[str, ...]:
+    """Debian's packages that machines of this processor want and this host has not."""
+    target = targets.get(architecture)
+    there = {
+        target.package: os.access(target.qemu, os.X_OK),
+        EMULATOR_PACKAGE: any(os.access(path, os.X_OK) for path in EMULATORS[architecture]),
+    }
+    return tuple(name for name, present in there.items() if not present)
+
+
+def require(architecture: str) -> None:
+    """Before anything long is begun. Raises Unsupported with all that is to be installed."""
+    if wanted := missing(architecture):
+        raise Unsupported(
+            f"machines with an {architecture} processor are emulated here, and what emulates them "
+            "is not installed",
+            hint=f"apt-get install {' '.join(wanted)}",
+        )
+
+
 def fetch(archive: Archive, folder: str, wanted: frozenset[str], progress: Progress) -> None:
     """Fill ``folder``/linux and ``folder``/python, or the one of them that is ``wanted``.
 

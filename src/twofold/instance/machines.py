@@ -7,7 +7,7 @@ what the probe measured, never what a device node promises.
 import asyncio
 from typing import Any
 
-from twofold.hypervisor import errand, host_tsc, jail, kvm_probe, qmp, targets
+from twofold.hypervisor import errand, foreign, host_tsc, jail, kvm_probe, qmp, targets
 from twofold.hypervisor import kernel as bundles
 from twofold.hypervisor.foreign import Archive
 from twofold.image.sources import aptsources, bootstrap
@@ -73,6 +73,7 @@ class MachineShop:
 
     async def _emulated(self, operation: Operation, other: str) -> MachineParts:
         """Parts of a machine with another processor than this host's, beside the host's own."""
+        foreign.require(other)
         target = targets.get(other)
         archive = Archive(architecture=other, sources=_sources)
         async with self._one_at_a_time:

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from twofold.errors import Conflict, NoSpace, TwofoldError
+from twofold.hypervisor import foreign
 from twofold.instance import architecture, facts, names, own_os, own_os_files, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.exposure import Exposer
@@ -98,6 +99,8 @@ class InstanceManager:
         the caller has ``make_durable`` to await before it says that there is one."""
         self._check_ports(spec)
         architecture.check_wanted(spec.arch)
+        if other := architecture.foreign(spec.arch):
+            foreign.require(other)  # before its image is built, for minutes
         await self._free_name(spec.name)
         wanted = architecture.image_name(spec.image, spec.arch, self.rooms.images.find)
         image = await self.rooms.images.ensure(wanted, operation)

@@ -100,11 +100,7 @@ def qemu(survey: Survey) -> Iterable[Fact]:
 
 def other_processors(survey: Survey) -> Iterable[Fact]:
     """Machines of another processor than this host's are a wish, so nothing that is missing."""
-    needed = {
-        targets.ARM64.package: targets.ARM64.qemu,
-        foreign.EMULATOR_PACKAGE: foreign.EMULATORS["arm64"][0],
-    }
-    missing = [name for name, path in needed.items() if not os.access(path, os.X_OK)]
+    missing = foreign.missing(targets.ARM64.architecture)
     found = f"emulated by {targets.ARM64.qemu}"
     if missing:
         found = f"--arch arm64 wants: {'; '.join(survey.install(name) for name in missing)}"
