@@ -15,12 +15,15 @@ from pathlib import Path
 READY = "AGENT-UP"
 _APPLETS = (
     "sh setsid mount umount mkdir insmod sleep cat ls echo tar rm test env kill id udhcpc ifconfig "
-    "poweroff head readlink grep mke2fs"
+    "poweroff head readlink grep mke2fs dd hexdump"
 )
 _MODULES = (
     "virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_console "
     "virtio_blk cdrom scsi_common scsi_mod libata ata_piix libahci ahci sr_mod isofs failover "
-    "net_failover virtio_net crc16 crc32c_generic libcrc32c mbcache jbd2 ext4"
+    "net_failover virtio_net crc16 crc32c_generic libcrc32c mbcache jbd2 ext4 "
+    # A tablet on USB, its events, and AC'97. (Debian's kernel has the TPM's driver built in.)
+    "usb-common usbcore uhci-hcd hid usbhid hid-generic evdev "
+    "soundcore snd snd-timer snd-pcm ac97_bus snd-ac97-codec snd-intel8x0"
 )
 _INIT = f"""#!/bin/sh
 export PATH=/bin:/usr/sbin

@@ -3,16 +3,18 @@ card, a disk of the host."""
 
 import os
 import signal
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import agent_os
 import pytest
 import tiny_os
 import tpm_os
 from lone import wait_for
-from test_own_os import Runner, said, show
+from test_own_os import Runner, said, show, type_to
 
 from twofold.model.paths import Paths
 
@@ -96,6 +98,11 @@ def loop(tmp_path: Path) -> Iterator[str]:
     subprocess.run(["losetup", "--detach", device], check=True, timeout=10)
 
 
+def first_bytes(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(1024)
+
+
 def test_a_disk_of_the_host_is_one_machines_alone(
     twofold: Runner, tmp_path: Path, loop: str, no_leaks: object
 ) -> None:
@@ -104,8 +111,10 @@ def test_a_disk_of_the_host_is_one_machines_alone(
     twofold("create", *made, "owner", check=True)
     twofold("start", "owner", check=True)  # the disk comes before the disc
     wait_for(lambda: "HOST DISK" in said(twofold, "owner"))
-    wait_for(lambda: Path(loop).read_bytes()[512:1024] == Path(loop).read_bytes()[:512])
+    wait_for(lambda: first_bytes(loop)[512:] == first_bytes(loop)[:512])
     assert any(loop in line for line in show(twofold, "owner")["weakened"])
+    kept = twofold("snapshot", "create", "owner", check=True)
+    assert f"{loop} is the host's".encode() in kept.stderr
     refused = twofold("create", *made, "thief")
     assert refused.returncode == 125
     assert b"cannot be had to oneself" in refused.stderr
@@ -125,3 +134,52 @@ def test_a_disk_of_the_host_is_one_machines_alone(
         subprocess.run(["umount", target], check=True, timeout=10)
     twofold("rm", "owner", check=True)
     twofold("image", "rm", "disc", check=True)
+
+
+@pytest.mark.slow
+def test_linux_sees_the_tpm_the_sound_card_and_where_the_pointer_is(
+    twofold: Runner, twofold_root: str, tmp_path: Path, no_leaks: object
+) -> None:
+    """Debian's kernel with its own drivers, on emulated hardware. A minute, and a download."""
+    disc = agent_os.disc(tmp_path)
+    made = ("--os", "ubuntu16.04", "--hardware", "emulated", "--tpm", "on", "--sound")
+    twofold("run", "-d", "--name", "linux", *made, "--image", disc, "--memory", "512m", check=True)
+    wait_for(lambda: agent_os.READY in "".join(said(twofold, "linux")), timeout_s=240)
+    machine = show(twofold, "linux")
+
+    def ask(command: str, start: str) -> str:
+        """The line of the answer that begins so."""
+        type_to(twofold_root, machine["id"], f"{command}\n".encode())
+        lines: list[str] = []
+        wait_for(
+            lambda: (
+                lines.extend(one for one in said(twofold, "linux")[:-1] if one.startswith(start))
+                or bool(lines)
+            ),
+            timeout_s=60,
+        )
+        return lines[0]
+
+    ask("echo family=$(cat /sys/class/tpm/tpm0/tpm_version_major).", "family=2.")
+    register = ask("echo boot=$(cat /sys/class/tpm/tpm0/pcr-sha256/4)", "boot=").split("=")[1]
+    assert int(register, 16)  # the BIOS has measured what it booted
+    ask("cat /proc/asound/cards", "0 [I82801AAICH")
+    found = ask("echo at=$(grep -l Tablet /sys/class/input/event*/device/name)", "at=/sys")
+    event = next(part for part in found.split("/") if part.startswith("event"))
+    shown = 'hexdump -ve \'24/1 "%02x" "=\\n"\''
+    read = f"dd bs=24 count=3 if=/dev/input/{event} 2>/dev/null | {shown}"
+    type_to(twofold_root, machine["id"], f"echo listening; {read}\n".encode())
+    wait_for(lambda: "listening" in said(twofold, "linux"))
+    twofold("screenshot", "linux", tmp_path / "linux.png", check=True)
+    width, height = struct.unpack(">II", (tmp_path / "linux.png").read_bytes()[16:24])
+    twofold("type", "linux", "--mouse", f"{width // 4},{height // 2}", check=True)
+    wait_for(lambda: sum(line.endswith("=") for line in said(twofold, "linux")) >= 3)
+    events = [bytes.fromhex(line[:48]) for line in said(twofold, "linux") if line.endswith("=")]
+    # (type 3: absolute; 0: x, 1: y), of 32768 in either direction.
+    places = {
+        event[18]: int.from_bytes(event[20:24], "little") for event in events if event[16] == 3
+    }
+    assert abs(places[0] - 8192) < 128
+    assert abs(places[1] - 16384) < 128
+    twofold("rm", "-f", "linux", check=True)
+    twofold("image", "rm", "agent", check=True)

@@ -380,9 +380,9 @@ class Monitor(Watcher):
         if self._birth.kind == "template" and self._exit_code == 0:
             self._tell({"ready": True, "facts": self._birth.facts, "warnings": []})
         if self._exit_code is None and not self._ready:
-            last = self._console.errors.last_lines(1)
+            last = monitor_companions.last_words(self._console.errors.last_lines())
             what = f"qemu ended before the guest was ready ({self._qemu.describe_end()})"
-            self._guest_failed(what + (f": {last[0]}" if last else ""))
+            self._guest_failed(what + (f": {last}" if last else ""))
         if self._exit_code is None:
             self._exit_code = self._exit_code_of(os.waitstatus_to_exitcode(status))
         for session in list(self._sessions.values()):
@@ -393,8 +393,8 @@ class Monitor(Watcher):
         if code < 0:
             return 128 - code
         if code:
-            last = self._console.errors.last_lines(1)
-            sentence = f"qemu failed (exit status {code}){': ' + last[0] if last else ''}"
+            last = monitor_companions.last_words(self._console.errors.last_lines())
+            sentence = f"qemu failed (exit status {code}){': ' + last if last else ''}"
             self._tell({"error": GuestFailed(sentence).to_dict()})
             return GuestFailed.exit_code
         return 0 if self._system else 137  # the guest died under its payload, as in a power cut

@@ -20,6 +20,12 @@ def error_pipe(fds: dict[str, int]) -> tuple[int, int]:
     return os.pipe()
 
 
+def last_words(errors: list[str]) -> str:
+    """QEMU's own, which say why it ended: a TPM says goodbye after it."""
+    said = [line for line in errors if not line.startswith("swtpm: ")] or errors
+    return said[-1] if said else ""
+
+
 def watch(fds: dict[str, int], loop: Loop, say: Callable[[str], None], *, qemu: int) -> None:
     """``say`` what has become of each, unless QEMU (a pidfd) has ended as well."""
     for key in [key for key in fds if key.startswith(_LIFE)]:

@@ -94,6 +94,9 @@ class Snapshots:
                 )
                 _say_standstill(step, still_s)
             undo.pop_all()
+        for wish in record.spec.disks:
+            if wish.device:
+                operation.warn(f"{wish.device} is the host's: nothing of it is in the snapshot")
         if record.spec.auto_remove:
             operation.warn(
                 f"{record.name!r} is removed when it ends (--rm), and its snapshots with it",
