@@ -13,7 +13,7 @@ from twofold.errors import Unsupported
 # copies in words), and LA57 makes every page walk five levels deep. A third of the boot time.
 _PC_CPU = "max,erms=off,la57=off"
 # Everything TCG can do but what it does slowly and a guest does without: pointers signed with a
-# cipher, vectors and matrices of any length, a fifth level of pages. A third of the boot's work.
+# cipher, vectors and matrices of any length, a fifth level of pages. A quarter of the boot's work.
 _ARM_CPU = "max,pauth=off,sve=off,sme=off,lpa2=off"
 
 

@@ -31,7 +31,7 @@ JAIL_USER = "1000:1000"
 TEMPLATE_MAC = "02:54:46:ff:ff:fe"
 # KVM itself may be nested in an emulated machine, where it is as slow as that.
 READY_TIMEOUT_S = {"kvm": 180.0, "tcg": 180.0}
-# Another processor is emulated at half the speed of a PC's; its systemd took 150 s on a busy host.
+# Another processor is emulated, KVM or not; a template with systemd took 172 s on a busy host.
 FOREIGN_READY_TIMEOUT_S = 400.0
 
 
