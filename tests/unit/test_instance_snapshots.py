@@ -321,7 +321,7 @@ async def test_no_memory_outlives_a_start(
         planned = await wall.plan(
             record,
             await house.images.root(record.image_digest, Operation("x")),
-            await house.manager.lifecycle._place(record, ""),
+            await house.manager.lifecycle.place(record),
             Operation("x"),
         )
         sleep(house, record)

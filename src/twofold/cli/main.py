@@ -43,6 +43,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "top": ("top", "show the processes of an instance"),
     "stats": ("stats", "show what instances use"),
     "set": ("set", "change limits, also while it runs"),
+    "plug": ("plug", "give it a directory, a disk or a network card, also while it runs"),
+    "unplug": ("unplug", "take one of these out again"),
     "exec": ("exec", "run another command in a running instance"),
     "attach": ("attach", "join the streams of what runs"),
     "shell": ("shell", "open a shell in a running instance"),

@@ -37,11 +37,18 @@ def errand(initrd_fd: int, request: dict[str, Any]) -> None:
     what, words = str(request.get("what")), dict(request.get("words") or {})
     if what == "grow":
         from twofold.guest import growing
+    if what == "plug":
+        from twofold.guest import plugging
     step_in()
     if what == "freeze":
         freeze.hold(initrd_fd, float(words["timeout_s"]))
         return
-    said = growing.run(words) if what == "grow" else errand.run(what, words)
+    if what == "grow":
+        said = growing.run(words)
+    elif what == "plug":
+        said = plugging.run(initrd_fd, words)
+    else:
+        said = errand.run(what, words)
     data = memoryview(dumps(said))
     while data:
         data = data[os.write(1, data) :]

@@ -101,7 +101,7 @@ def _sysctl(name: str, value: object) -> str:
 def mount_places(config: dict[str, Any], dial: Dial, warnings: list[str]) -> None:
     """Shares, file systems in memory, and the size of /dev/shm. Raises ConfigError."""
     for number, share in enumerate(config.get("shares") or []):
-        _mount_share(share, number, dial)
+        mount_share(share, number, dial)
     for tmpfs in config.get("tmpfs") or []:
         _mount_tmpfs(tmpfs)
     if config.get("shm_bytes"):
@@ -282,7 +282,7 @@ def _write(fd: int, data: bytes) -> None:
         data = data[os.write(fd, data) :]
 
 
-def _mount_share(share: dict[str, Any], number: int, dial: Dial) -> None:
+def mount_share(share: dict[str, Any], number: int, dial: Dial) -> None:
     """A directory of the host over 9p; the mount point is made when missing."""
     target = str(share["target"])
     flags = MS_NOSUID | MS_NODEV | (MS_RDONLY if share.get("read_only") else 0)

@@ -10,7 +10,8 @@ docs/contributing/guest-boot.md.
 
 AGENT_MODULE = "twofold.guest.agent"
 
-# archive, errand, growing and settling are imported when they are asked for; the others at start.
+# archive, errand, growing, plugging and settling are imported when they are asked for; the others
+# at start.
 AGENT_MODULES: tuple[str, ...] = (
     "twofold",
     "twofold.errors",
@@ -29,6 +30,7 @@ AGENT_MODULES: tuple[str, ...] = (
     "twofold.guest.jsontext",
     "twofold.guest.lean",
     "twofold.guest.netport",
+    "twofold.guest.plugging",
     "twofold.guest.program",
     "twofold.guest.protocol",
     "twofold.guest.renew",

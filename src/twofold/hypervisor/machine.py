@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from twofold.errors import InvalidInput
-from twofold.hypervisor import profiles, targets
+from twofold.hypervisor import places, profiles, targets
 from twofold.hypervisor.options import option, plain
 from twofold.runtime.plan import OpenFile
 
@@ -67,6 +67,7 @@ class MachineSpec:
     root_disk: str  # erofs of the image's merged layers
     data_disk: str  # raw, ext4
     mac: str = ""
+    disks: tuple[tuple[int, str], ...] = ()  # further ones: number and file, raw
     shares: tuple[Share, ...] = ()
     kernel_arguments: dict[str, str] = field(default_factory=dict)
     birth: str = "boot"
@@ -101,10 +102,12 @@ def build(spec: MachineSpec) -> Machine:
         *control(),
         *_birth(spec),
         *(("-vnc", "none") if profile.has_screen else ()),
-        *_disk_backends(),
+        *_disk_backends(spec),
         *profile.console(),
         *profile.agent(tuple(share.tag for share in spec.shares)),
         *profile.disks(),
+        *profile.bridge(),
+        *_more_disks(spec),
         *(profile.network(spec.mac) if spec.mac else ()),
         *(profile.shares(tuple((s.tag, s.read_only) for s in spec.shares), SHARE_DIR)),
         *profile.extras(),
@@ -117,6 +120,7 @@ def build(spec: MachineSpec) -> Machine:
         open_files=(
             OpenFile(name="root", path=spec.root_disk, access="r"),
             OpenFile(name="data", path=spec.data_disk, access="rw"),
+            *(OpenFile(name=f"disk{n}", path=path, access="rw") for n, path in spec.disks),
         ),
         overhead_bytes=HYPERVISOR_BYTES + (TCG_CODE_BYTES if spec.accelerator == "tcg" else 0),
     )
@@ -251,14 +255,15 @@ def control() -> list[str]:
     ]
 
 
-def _disk_backends() -> list[str]:
-    """Both disks by descriptor and by explicit driver: a format is never guessed (CVE-2010-2237).
+def _disk_backends(spec: MachineSpec) -> list[str]:
+    """The disks by descriptor and by explicit driver: a format is never guessed (CVE-2010-2237).
 
     io_uring is denied to the sandbox, hence threads.
     """
     common = "driver=raw,node-name={name},read-only={ro},file.driver=file,file.aio=threads"
     arguments = []
-    for number, (name, read_only) in enumerate((("root", True), ("data", False)), start=1):
+    nodes = [("root", True), ("data", False), *((f"disk{n}", False) for n, _ in spec.disks)]
+    for number, (name, read_only) in enumerate(nodes, start=1):
         arguments += ["-add-fd", f"fd={{fd:{name}}},set={number},opaque={name}"]
         node = common.format(name=name, ro="on" if read_only else "off")
         node += f",file.filename=/dev/fdset/{number}"
@@ -266,6 +271,19 @@ def _disk_backends() -> list[str]:
         node += "" if read_only else ",discard=unmap,file.discard=unmap"
         arguments += ["-blockdev", node]
     return arguments
+
+
+def _more_disks(spec: MachineSpec) -> list[str]:
+    devices = (
+        f"virtio-blk-pci,{places.words(places.disk(n))},drive=disk{n},serial={disk_serial(n)}"
+        for n, _ in spec.disks
+    )
+    return [word for device in devices for word in ("-device", device)]
+
+
+def disk_serial(number: int) -> str:
+    """By which a guest finds it: /dev/disk/by-id/virtio-SERIAL, where there is udev."""
+    return f"twofold-disk{number}"
 
 
 def check_mac(mac: str) -> None:
@@ -299,6 +317,12 @@ def _check(spec: MachineSpec) -> None:
     if spec.architecture != "amd64" and (spec.accelerator == "kvm" or spec.nested):
         raise InvalidInput(f"a machine of architecture {spec.architecture!r} is emulated: no KVM")
     check_mac(spec.mac)
+    for number, _ in spec.disks:
+        if not 0 <= number < places.MOST_DISKS:
+            raise InvalidInput(
+                f"disk {number}: a virtual machine has at most {places.MOST_DISKS} more disks",
+                hint="leave a --disk out",
+            )
     tags = [share.tag for share in spec.shares]
     if len(set(tags)) != len(tags):
         raise InvalidInput(f"share tags are not distinct: {tags!r}")

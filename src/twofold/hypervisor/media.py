@@ -4,14 +4,13 @@ Through the daemon's QMP socket; the file goes to QEMU as a descriptor, its form
 medium is made ready before the old one leaves the drive, so a refusal changes nothing.
 """
 
-import os
 import secrets
 from typing import Any
 
 from qemu.qmp import QMPClient
 
 from twofold.errors import GuestFailed
-from twofold.hypervisor import qmp
+from twofold.hypervisor import plugging, qmp
 
 
 async def change(socket_path: str, drive: str, path: str, *, read_only: bool) -> None:
@@ -41,22 +40,7 @@ async def change(socket_path: str, drive: str, path: str, *, read_only: bool) ->
 
 async def _make_ready(client: QMPClient, drive: str, path: str, *, read_only: bool) -> str:
     node = f"{drive}-{secrets.token_hex(4)}"
-    fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
-    try:
-        client.send_fd_scm(fd)
-        answer: Any = await client.execute("add-fd", {"opaque": node})
-    finally:
-        os.close(fd)
-    try:
-        fdset = int(answer["fdset-id"])
-    except (KeyError, TypeError, ValueError):
-        raise GuestFailed(f"QEMU took a descriptor and answered {str(answer)[:200]}") from None
-    file = {"driver": "file", "filename": f"/dev/fdset/{fdset}", "aio": "threads"}
-    words = {"driver": "raw", "node-name": node, "read-only": read_only, "file": file}
-    try:
-        await client.execute("blockdev-add", words)
-    finally:
-        await client.execute("remove-fd", {"fdset-id": fdset})
+    await plugging.add_raw_node(client, node, path, read_only=read_only)
     return node
 
 

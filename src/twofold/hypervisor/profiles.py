@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from twofold.errors import InvalidInput
 from twofold.guest import netport
+from twofold.hypervisor import places
 from twofold.hypervisor.options import escape
 
 
@@ -33,7 +34,7 @@ class Profile:
     transport: str
     has_shares: bool
     has_screen: bool
-    grows: bool  # processors and memory can be plugged in while it runs
+    grows: bool  # hardware can be plugged in while it runs
 
     def console(self) -> list[str]:
         """The first 16550: the kernel's console, in both profiles."""
@@ -46,6 +47,10 @@ class Profile:
         raise NotImplementedError
 
     def disks(self) -> list[str]:
+        raise NotImplementedError
+
+    def bridge(self) -> list[str]:
+        """Where devices can be plugged in while it runs; comes before the others."""
         raise NotImplementedError
 
     def network(self, mac: str) -> list[str]:
@@ -72,24 +77,42 @@ class _Virtio(Profile):
             *("-device", "virtio-blk-pci,drive=data,serial=twofold-data"),
         ]
 
+    def bridge(self) -> list[str]:
+        # Of one device; ACPI tells the guest at once what comes and goes behind it, where root
+        # ports, each a device of its own, take five seconds.
+        return ["-device", f"pcie-pci-bridge,id={places.BRIDGE}"] if self.grows else []
+
+    def _at(self, place: places.Place) -> str:
+        return places.words(place) if self.grows else f"id={place.device}"
+
     def network(self, mac: str) -> list[str]:
         # No option ROM: nothing here boots from the network, and running it costs time.
+        where = self._at(places.card())
         return [
-            *("-netdev", "tap,id=net0,fd={fd:tap}"),
-            *("-device", f"virtio-net-pci,netdev=net0,mac={mac},romfile="),
+            *("-netdev", f"tap,id={places.CARD_BACKEND},fd={{fd:tap}}"),
+            *("-device", f"virtio-net-pci,{where},netdev=net0,mac={mac},romfile="),
         ]
 
     def shares(self, shares: Sequence[tuple[str, bool]], base: str) -> list[str]:
         words = []
-        for tag, read_only in shares:
+        read_only = dict(shares)
+        # QEMU learns of directories on its command line alone: those to come are told ahead. It
+        # opens one when its device appears; until then there is nothing at its place.
+        free = [tag for tag in places.share_tags() if self.grows and tag not in read_only]
+        for tag in [*read_only, *free]:
+            mode = ",readonly=on" if read_only.get(tag) else ""
             path = escape(f"{base}/{tag}")
-            mode = ",readonly=on" if read_only else ""
             words += ["-fsdev", _SHARE.format(tag=tag, path=path, read_only=mode)]
-            words += ["-device", f"virtio-9p-pci,fsdev=share-{tag},mount_tag={tag}"]
+        for tag in read_only:
+            where = self._at(places.share(tag))
+            words += ["-device", f"virtio-9p-pci,{where},fsdev=share-{tag},mount_tag={tag}"]
         return words
 
     def extras(self) -> list[str]:
-        return [*("-device", "virtio-rng-pci"), *("-device", "vmgenid,guid=auto")]
+        return [
+            *("-device", "virtio-rng-pci"),
+            *("-device", "vmgenid,guid=auto"),
+        ]
 
 
 class _VirtioOnArm(_Virtio):
@@ -129,6 +152,9 @@ class _Emulated(Profile):
             *("-device", "ide-cd,drive=root,bus=ide.0,serial=twofold-root"),
             *("-device", "ide-hd,drive=data,bus=ide.1,serial=twofold-data"),
         ]
+
+    def bridge(self) -> list[str]:
+        return []
 
     def network(self, mac: str) -> list[str]:
         return [

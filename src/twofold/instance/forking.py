@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from twofold.errors import IllegalState, InvalidInput, TwofoldError, Unsupported
 from twofold.hypervisor import standstill
-from twofold.instance import growing, names, own_os, ownership, vm
+from twofold.instance import attachments, names, own_os, ownership, vm
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.record import Record
 from twofold.instance.trees import remove_tree
 from twofold.model.instance import InstanceSpec, State
 from twofold.operations import Operation
-from twofold.storage import disk
+from twofold.storage import disk, snapshots
 
 if TYPE_CHECKING:
     from twofold.instance.manager import InstanceManager
@@ -35,7 +35,7 @@ log = logging.getLogger("twofold.fork")
 
 @dataclass(frozen=True, kw_only=True)
 class Copied:
-    """A machine as of one moment. ``directory`` holds ``state`` and ``data.img``."""
+    """A machine as of one moment. ``directory`` holds ``state`` and the disks."""
 
     memory_fd: int
     directory: str
@@ -134,12 +134,13 @@ class Forks:
     async def _copy_machine(
         self, parent: Record, operation: Operation, scratch: str, stack: AsyncExitStack
     ) -> Copied:
-        source = f"{self._rooms.paths.instance_dir(parent.id)}/data.img"
+        source = self._rooms.paths.instance_dir(parent.id)
         memory = os.memfd_create("twofold-fork", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         stack.callback(os.close, memory)
 
         async def copy_disk() -> None:
-            await asyncio.to_thread(disk.copy, source, f"{scratch}/data.img")
+            for name in snapshots.content(source):
+                await asyncio.to_thread(disk.copy, f"{source}/{name}", f"{scratch}/{name}")
 
         async with parent.lock, operation.step(f"Copying {parent.name}") as step:
             _check(parent)
@@ -204,7 +205,7 @@ def _check(parent: Record) -> None:
         raise own_os.no_twofold(
             parent.name, "fork", hint=f"twofold create --image {parent.spec.image}"
         )
-    growing.refuse_plugged(parent, "its memory cannot be copied")
+    attachments.refuse_changed(parent, "its memory cannot be copied")
     if parent.is_vm and parent.spec.volumes:
         raise Unsupported(
             f"{parent.name!r} has directories of the host mounted: their state in QEMU cannot be "

@@ -9,10 +9,10 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
-from twofold.errors import GuestFailed, TwofoldError, Unsupported
-from twofold.hypervisor import hotplug, machine, profiles
+from twofold.errors import GuestFailed, TwofoldError
+from twofold.hypervisor import hotplug, machine
 from twofold.hypervisor.hotplug import Equipment
-from twofold.instance import vm
+from twofold.instance import attachments, vm
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.record import Record
 from twofold.model.instance import InstanceSpec, State
@@ -77,7 +77,7 @@ def possible(record: Record, spec: InstanceSpec) -> tuple[Growth, tuple[str, ...
 
 
 def _why_not(record: Record, spec: InstanceSpec, what: str, less: bool) -> str:
-    if not profiles.get(spec.hardware.value, vm.architecture(spec)).grows:
+    if not vm.grows(spec):
         kind = "emulated hardware" if vm.architecture(spec) == "amd64" else "an arm64 machine"
         return f"{kind} cannot be given {what} while it runs"
     if less:
@@ -94,17 +94,6 @@ def memory_of(record: Record) -> int:
     if not limits:
         return vm.memory_bytes(record.spec)
     return limits.get("memory_bytes") or vm.DEFAULT_MEMORY_BYTES
-
-
-def refuse_plugged(record: Record, what: str) -> None:
-    """Raises Unsupported for a machine that was given hardware while it ran."""
-    plugged = record.facts.get("hotplugged") or []
-    if plugged:
-        words = ", ".join(str(word) for word in plugged)
-        raise Unsupported(
-            f"{record.name!r} was given hardware while it ran ({words}): {what}",
-            hint=f"twofold restart {record.name}",
-        )
 
 
 class Growing:
@@ -178,8 +167,9 @@ class Growing:
             **record.facts,
             "limits": limits,
             "virtual_cpus": max(known_vcpus, min(has.vcpus, growth.vcpus)),
-            "hotplugged": has.in_words(),
+            "grown": has.in_words(),
         }
+        facts["hotplugged"] = attachments.in_words(facts)
         await self._rooms.records.save(record, facts=facts)
 
 

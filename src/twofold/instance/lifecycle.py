@@ -110,7 +110,7 @@ class Lifecycle:
         if not record.has_own_os:
             image = await self._rooms.images.root(record.image_digest, operation)
         await self._renew_address(record)
-        place = await self._place(record, ticket)
+        place = await self.place(record, ticket)
         planned = await self.wall(record).plan(record, image, place, operation)
         record.main = main_process(
             record.spec, image.config, hostname_of(record.name, record.spec.hostname)
@@ -166,7 +166,7 @@ class Lifecycle:
         network = await asyncio.to_thread(self._networks.allocate, self._records.addresses())
         await self._records.save(record, network=network, address=network.address, mac=network.mac)
 
-    async def _place(self, record: Record, ticket: str) -> Place:
+    async def place(self, record: Record, ticket: str = "") -> Place:
         paths = self._rooms.paths
         resolver = await self._networks.resolver() if record.network else None
         return Place(

@@ -25,6 +25,7 @@ from twofold.instance.limits import Limits
 from twofold.instance.opening import Opening
 from twofold.instance.own_os_changes import Refitting
 from twofold.instance.own_os_wall import OwnOsWall
+from twofold.instance.plugging import Plugging
 from twofold.instance.process import arguments, environment, working_dir
 from twofold.instance.record import Record
 from twofold.instance.screens import Screens
@@ -71,6 +72,7 @@ class InstanceManager:
         self.limits = Limits(rooms, walls, self.gauge)
         self.refitting = Refitting(rooms, own_os_wall, self.lifecycle)
         self.forks = Forks(rooms, self)
+        self.plugging = Plugging(rooms, self.lifecycle)
         self.screens = Screens(rooms.paths)
         self.suspension = Suspension(rooms, self.lifecycle)
         self.snapshots = Snapshots(rooms, self.lifecycle, self.suspension)

@@ -96,6 +96,8 @@ def settle(spec: InstanceSpec, image: Image) -> InstanceSpec:
         spec = spec.model_copy(update={"image": image.names[0]})
     if image.kind is ImageKind.ROOT:
         for name, option in _OF_A_MACHINE.items():
+            if name == "disks" and spec.isolation is Isolation.VM:
+                continue  # the wall's to say
             if _said(spec, name):
                 raise InvalidInput(
                     f"{option} is of a machine that boots an operating system of its own; the "
@@ -162,7 +164,7 @@ def check(spec: InstanceSpec) -> None:
     if spec.tpm and not tpm.is_present():
         raise tpm.missing()
     for wish in spec.disks:
-        if [wish.size_bytes, wish.image, wish.device].count(None) != 2:
+        if [wish.size_bytes, wish.image, wish.device].count(None) != 2 or wish.removed:
             raise InvalidInput(
                 "a disk is a size, an image or a block device: exactly one", hint="--disk 64g"
             )

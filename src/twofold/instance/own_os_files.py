@@ -9,29 +9,12 @@ Blocks: call these in threads.
 import json
 import os
 
-from twofold.errors import InvalidInput, NoSpace, TwofoldError
+from twofold.errors import TwofoldError
 from twofold.instance.own_os import Fitting, fitting_from_dict
 from twofold.linux.syncfs import syncfs
 from twofold.storage import disk, moments
 
-MOST_BYTES = 64 << 40
 _FITTING = "hardware.json"
-
-
-def empty_disk(path: str, size_bytes: int) -> None:
-    """A new sparse file of zeros. Raises InvalidInput, NoSpace."""
-    if size_bytes > MOST_BYTES:
-        raise InvalidInput(
-            f"a disk of {size_bytes} bytes is larger than {MOST_BYTES >> 40} TiB", hint="--disk 64g"
-        )
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(handle, -(-size_bytes // 512) * 512)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise NoSpace(f"cannot make disk {path!r}: {error.strerror}", hint="df -h") from error
 
 
 def scratch_file(directory: str) -> str:

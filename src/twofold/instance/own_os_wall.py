@@ -74,7 +74,7 @@ class OwnOsWall:
         for wish in spec.disks:
             path = own_os.disk_file(directory, number)
             if wish.size_bytes:
-                await asyncio.to_thread(own_os_files.empty_disk, path, wish.size_bytes)
+                await asyncio.to_thread(disk.empty, path, wish.size_bytes)
             elif wish.image:
                 found = await self._image(wish.image, ImageKind.DISK, operation)
                 await self._copy(found, path, operation)
@@ -131,7 +131,7 @@ class OwnOsWall:
         own_os_files.remove(scratch)  # of a trial whose daemon died
         on_trial = record.id in self._on_trial
         if on_trial:
-            await asyncio.to_thread(own_os_files.empty_disk, scratch, bare_trial.SCRATCH_BYTES)
+            await asyncio.to_thread(disk.empty, scratch, bare_trial.SCRATCH_BYTES)
         parts = await self._machines.parts(operation, kernel=False)
         code = ""
         if fitting.firmware != "bios":

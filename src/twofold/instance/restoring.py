@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twofold.errors import TwofoldError
-from twofold.instance import forking, restart_policy, sleepers
+from twofold.instance import attachments, forking, restart_policy, sleepers
 from twofold.instance.lifecycle import adopt, guest_facts
 from twofold.instance.manager import InstanceManager
 from twofold.instance.place import hostname_of
@@ -226,6 +226,7 @@ def _adopt(
     adopt(record, image.config if image else None)
     # Not awaited: a guest that hangs must not hold up the daemon's start.
     manager.rooms.scope.spawn(manager.limits.reapply(record), name=f"limits of {record.name}")
+    manager.rooms.scope.spawn(manager.plugging.settle(record), name=f"devices of {record.name}")
     sleepers.rouse(manager, record, held=held)
     report.adopted += 1
 
@@ -283,6 +284,12 @@ async def _settle(
         return
     if record.active:
         await _died_unseen(manager, record, same_boot=same_boot, report=report)
+    if record.removed:
+        return
+    await manager.plugging.settle(record)
+    kept = attachments.as_files(record, directory)
+    if kept is not record.spec:
+        await manager.records.save(record, spec=kept)
 
 
 async def _died_unseen(

@@ -16,7 +16,7 @@ from typing import Any
 
 from twofold.errors import Conflict, IllegalState, TwofoldError
 from twofold.hypervisor import guest_freeze
-from twofold.instance import ownership, states, waking
+from twofold.instance import attachments, ownership, states, waking
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.facts import write_facts
 from twofold.instance.lifecycle import Lifecycle
@@ -188,11 +188,12 @@ class Snapshots:
     ) -> dict[str, Any]:
         """The row of what is in place now."""
         moment = files.suspended()
+        kept = attachments.as_files(record, self._rooms.paths.instance_dir(record.id))
         if moment is None:
             state = State.CREATED if record.state is State.CREATED else State.STOPPED
-            return {"state": state, "intent": "stopped", "error": None}
-        spec = waking.spec_of(record.spec, moment)
-        if spec != record.spec:
+            return {"state": state, "intent": "stopped", "error": None, "spec": kept}
+        spec = waking.spec_of(kept, moment)
+        if spec != kept:
             operation.warn(f"{record.name!r} has the memory and processors again that it had then")
         changes = {"state": State.SUSPENDED, "intent": "stopped", "error": None}
         return {**changes, "exit_code": None, "spec": spec}
@@ -236,7 +237,9 @@ class _Copying:
         if state is State.RUNNING:
             if not self.record.is_vm:
                 return "frozen", await self._standing_still()
-            if await self._held_by_guest():
+            if self.record.spec.disks and not self.record.has_own_os:
+                self._warn("what is on its further disks is not known here")
+            elif await self._held_by_guest():
                 return "frozen", None
             return "crash", await self._standing_still()
         await self.content()

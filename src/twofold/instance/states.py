@@ -34,6 +34,8 @@ VERBS: dict[str, frozenset[State]] = {
     "top": frozenset({State.RUNNING, State.PAUSED}),
     "stats": frozenset({State.RUNNING, State.PAUSED}),
     "set": frozenset({State.CREATED, State.RUNNING, State.PAUSED, State.STOPPED}),
+    "plug": frozenset({State.CREATED, State.RUNNING, State.STOPPED}),
+    "unplug": frozenset({State.CREATED, State.RUNNING, State.STOPPED}),
     "remove": frozenset({State.CREATED, State.STOPPED, State.SUSPENDED}),
     "discard": frozenset({State.SUSPENDED}),
     "snapshot": frozenset(

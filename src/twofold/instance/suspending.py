@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from twofold.errors import NoSpace, TwofoldError, Unsupported
 from twofold.hypervisor import machine, standstill
-from twofold.instance import growing, own_os, states
+from twofold.instance import attachments, own_os, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.lifecycle import Lifecycle
 from twofold.instance.record import Record
@@ -46,7 +46,7 @@ def check_memory(record: Record) -> None:
             f"{name!r} has directories of the host mounted: their state in QEMU cannot be copied",
             hint="run it without -v, and use: twofold cp",
         )
-    growing.refuse_plugged(record, "its memory cannot be copied")
+    attachments.refuse_changed(record, "its memory cannot be copied")
     if record.has_own_os:
         raise own_os.no_twofold(name, "copy the memory of", hint=f"twofold snapshot create {name}")
 

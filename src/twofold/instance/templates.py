@@ -29,6 +29,7 @@ from twofold.model.paths import Paths
 from twofold.operations import Operation, TaskScope
 from twofold.runtime import plan
 from twofold.storage import disk
+from twofold.storage.snapshots import content
 from twofold.storage.templates import FORMAT, Template, TemplateStore, wipe
 
 # A shape that could not be frozen is booted for so long before it is tried again.
@@ -126,9 +127,7 @@ class TemplateDesk:
     ) -> Fork:
         """The plan of a copy of a running machine (``record.copied``), its disk in place."""
         copied = record.copied
-        await asyncio.to_thread(
-            disk.copy, f"{copied.directory}/data.img", f"{place.directory}/data.img"
-        )
+        await asyncio.to_thread(_copy_disks, copied.directory, place.directory)
         state = os.open(f"{copied.directory}/state", os.O_RDONLY | os.O_CLOEXEC)
         made = vm.vm_plan(
             record.spec,
@@ -290,6 +289,13 @@ def _key(made: plan.SandboxPlan, parts: MachineParts) -> str:
         # Its init runs in the template, with the image's environment.
         shaping += ["system", made.vm.guest["process"]["argv"], made.vm.guest["process"]["env"]]
     return hashlib.sha256(json.dumps(shaping).encode()).hexdigest()[:16]
+
+
+def _copy_disks(source: str, target: str) -> None:
+    for name in content(source):
+        if os.path.exists(f"{target}/{name}"):  # the empty one that it was made with
+            os.unlink(f"{target}/{name}")
+        disk.copy(f"{source}/{name}", f"{target}/{name}")
 
 
 def _when(seconds: float) -> str:

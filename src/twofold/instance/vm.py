@@ -12,15 +12,24 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from twofold.errors import InvalidInput
-from twofold.hypervisor import machine, profiles
+from twofold.hypervisor import machine, places, profiles
 from twofold.image.manifest import spelled
-from twofold.instance import privileges
+from twofold.instance import attachments, privileges
 from twofold.instance.collaborators import MachineParts
 from twofold.instance.container import SYSCTLS, stdio_of
 from twofold.instance.place import Allocation, ImageRoot, Place, files_of, hostname_of
 from twofold.instance.process import main_process
-from twofold.model.instance import Hardware, InstanceSpec
-from twofold.runtime.plan import Cgroup, Mount, OpenFile, Process, Rootfs, SandboxPlan, Vm
+from twofold.model.instance import Hardware, InstanceSpec, Volume
+from twofold.runtime.plan import (
+    Cgroup,
+    Mount,
+    Network,
+    OpenFile,
+    Process,
+    Rootfs,
+    SandboxPlan,
+    Vm,
+)
 
 DEFAULT_MEMORY_BYTES = 512 << 20
 DEFAULT_VCPUS = 1
@@ -52,6 +61,19 @@ def check(spec: InstanceSpec) -> None:
     profiles.get(spec.hardware.value, architecture(spec))
     if spec.memory_bytes is not None:
         machine.check_memory(spec.memory_bytes, nested=spec.nested)
+    for wish in spec.disks:
+        if bool(wish.size_bytes) is wish.removed or wish.image or wish.device:
+            raise InvalidInput(
+                f"disk {wish.image or wish.device or ''!r}: a virtual machine that boots from a "
+                "file system image can be given empty disks alone",
+                hint="--disk 64g",
+            )
+    if spec.disks and not grows(spec):
+        raise InvalidInput(
+            f"{spec.hardware.value} hardware of {architecture(spec)} under a file system image has "
+            "no place for more disks",
+            hint="leave --disk out",
+        )
     if spec.system and spec.pids is not None:
         raise InvalidInput(
             f"pids {spec.pids} cannot be set on the image's own init in a virtual machine: it "
@@ -92,7 +114,7 @@ def vm_plan(
     hostname = hostname_of(allocation.name, spec.hostname)
     memory = memory_bytes(spec)
     shares = tuple(
-        machine.Share(tag=f"v{number}", read_only=volume.read_only)
+        machine.Share(tag=places.share_tag(number), read_only=volume.read_only)
         for number, volume in enumerate(spec.volumes)
     )
     built = machine.build(
@@ -105,6 +127,10 @@ def vm_plan(
             root_disk=parts.disk,
             data_disk=f"{place.directory}/data.img",
             mac=_mac_of_card(place, birth, burned_in_mac),
+            disks=tuple(
+                (number, disk_file(place.directory, number))
+                for number in attachments.disk_numbers(spec)
+            ),
             shares=shares,
             birth=birth,
             nested=spec.nested,
@@ -215,7 +241,7 @@ def _mounts(spec: InstanceSpec, parts: MachineParts) -> tuple[Mount, ...]:
         *jail_mounts(parts.accelerator),
         Mount(kind="bind", source=parts.boot, target="/boot", options=(*plain, "ro")),
     ]
-    if spec.volumes:
+    if spec.volumes or spec.hardware is Hardware.VIRTIO:
         mounts.append(
             Mount(
                 kind="tmpfs",
@@ -224,18 +250,31 @@ def _mounts(spec: InstanceSpec, parts: MachineParts) -> tuple[Mount, ...]:
                 options=(*plain, "mode=0755", "size=65536"),
             )
         )
-    for number, volume in enumerate(spec.volumes):
-        mode = ("ro",) if volume.read_only else ()
-        mounts.append(
-            Mount(
-                kind="bind",
-                source=volume.source,
-                target=f"{machine.SHARE_DIR}/v{number}",
-                options=("rbind", "nosuid", "nodev", *mode),
-                idmap="owner",
-            )
-        )
+    mounts += [
+        share_mount(volume, places.share_tag(number)) for number, volume in enumerate(spec.volumes)
+    ]
     return tuple(mounts)
+
+
+def share_mount(volume: Volume, tag: str) -> Mount:
+    """A directory of the host in the jail, as QEMU's own user's."""
+    mode = ("ro",) if volume.read_only else ()
+    return Mount(
+        kind="bind",
+        source=volume.source,
+        target=f"{machine.SHARE_DIR}/{tag}",
+        options=("rbind", "nosuid", "nodev", *mode),
+        idmap="owner",
+    )
+
+
+def grows(spec: InstanceSpec) -> bool:
+    """Whether hardware can be plugged in while it runs."""
+    return profiles.get(spec.hardware.value, architecture(spec)).grows
+
+
+def disk_file(directory: str, number: int) -> str:
+    return f"{directory}/disk-{number}.img"
 
 
 def _mac_of_card(place: Place, birth: str, burned_in: str) -> str:
@@ -255,25 +294,14 @@ def _guest(
     card: str,
 ) -> dict[str, Any]:
     """What the agent is told: see guest/configure.py for how it is applied."""
-    network = None
-    if place.network:
-        network = {
-            "interface": place.network.interface,
-            "mac": place.network.mac,
-            "burned_in_mac": card,
-            "address": place.network.address,
-            "prefix": place.network.prefix,
-            "gateway": place.network.gateway,
-            "mtu": place.network.mtu,
-        }
     return {
         "mode": "system" if spec.system else "application",
         "nested": spec.nested,
         "hostname": hostname,
-        "network": network,
+        "network": network_words(place.network, card) if place.network else None,
         "files": files_of(hostname, place),
         "shares": [
-            {"tag": f"v{number}", "target": volume.target, "read_only": volume.read_only}
+            share_words(volume, places.share_tag(number))
             for number, volume in enumerate(spec.volumes)
         ],
         "process": asdict(main_process(spec, image.config, hostname)),
@@ -286,4 +314,21 @@ def _guest(
         "read_only": spec.read_only,
         "time": moment.time,
         "entropy": moment.entropy,
+    }
+
+
+def share_words(volume: Volume, tag: str) -> dict[str, Any]:
+    return {"tag": tag, "target": volume.target, "read_only": volume.read_only}
+
+
+def network_words(network: Network, card: str) -> dict[str, Any]:
+    """``card``: the address that the card has when the guest first sees it."""
+    return {
+        "interface": network.interface,
+        "mac": network.mac,
+        "burned_in_mac": card,
+        "address": network.address,
+        "prefix": network.prefix,
+        "gateway": network.gateway,
+        "mtu": network.mtu,
     }

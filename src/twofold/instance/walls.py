@@ -4,12 +4,13 @@ A wall decides what files an instance has and how its plan is made; everything e
 keeper, states, restarts) is the same for both and written once in ``lifecycle.py``.
 """
 
+import asyncio
 import os
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from twofold.errors import InvalidInput, Unsupported
-from twofold.instance import growing, masks, privileges, system_start, vm, waking
+from twofold.instance import attachments, growing, masks, privileges, system_start, vm, waking
 from twofold.instance.collaborators import Images, Keeper, Machines
 from twofold.instance.container import PIDS, check_target, check_volume, container_plan
 from twofold.instance.growing import Growth
@@ -21,6 +22,7 @@ from twofold.model.instance import InstanceSpec
 from twofold.operations import Operation
 from twofold.runtime import cgroups
 from twofold.runtime.plan import SandboxPlan
+from twofold.storage import disk
 from twofold.storage.snapshots import SnapshotStore
 
 
@@ -155,6 +157,10 @@ class VmWall:
         self, record: Record, directory: str, operation: Operation
     ) -> dict[str, Any]:
         await self._machines.make_data_disk(f"{directory}/data.img")
+        for number, wish in enumerate(record.spec.disks):
+            if wish.size_bytes:
+                path = vm.disk_file(directory, number)
+                await asyncio.to_thread(disk.empty, path, wish.size_bytes)
         return {}
 
     async def plan(
@@ -171,7 +177,7 @@ class VmWall:
             fork = await self._templates.fork_of_copy(record, image, place, parts)
         elif moment is not None:
             fork = await waking.plan(record, image, place, parts=parts, moment=moment)
-        elif not (record.spec.cold or boots or record.started_at):
+        elif not (record.spec.cold or boots or record.started_at or record.spec.disks):
             fork = await self._templates.fork(record, image, place, parts, operation)
         made = (
             fork.plan
@@ -194,6 +200,7 @@ class VmWall:
             "kernel_shared_with_host": False,
             "hardware": record.spec.hardware.value,
             "hypervisor_id_range": [record.id_base, record.id_base + 65535],
+            **attachments.at_start(record.spec, card=place.network is not None),
             "limits": limits_of(record.spec),
             "virtual_cpus": vm.virtual_cpus(record.spec),
         }

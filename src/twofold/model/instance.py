@@ -72,13 +72,15 @@ class Device(Strict):
 
 
 class DiskWish(Strict):
-    """One more disk of a machine with an OS of its own: exactly one of the three."""
+    """One more disk of a virtual machine: exactly one of size, image and device; or the place of
+    one that was taken out, so that the others keep their numbers."""
 
     size_bytes: int | None = Field(default=None, ge=1 << 20, description="an empty disk")
     image: Line | None = Field(default=None, description="a copy of a disk image")
     device: Annotated[str, StringConstraints(pattern=r"^/dev/[^\x00\n\r]+$")] | None = Field(
         default=None, description="a block device of the host, written to directly"
     )
+    removed: bool = False
 
 
 class HostDevice(Strict):

@@ -26,7 +26,7 @@ from twofold.runtime.logfile import LogWriter
 from twofold.runtime.loop import READ
 from twofold.runtime.mortal import Ending, Mortal
 from twofold.runtime.parts import Parts
-from twofold.runtime.plan import Process, SandboxPlan
+from twofold.runtime.plan import Mount, Process, SandboxPlan
 from twofold.runtime.sandbox import Sandbox
 from twofold.runtime.session import Session
 from twofold.runtime.visitor import GuestSession, JoinedProcess
@@ -371,6 +371,14 @@ class Entry:
         self.keep()
         traces.update_plan(self.plan)
         return warnings
+
+    def mount(self, change: Mount, done: Outcome) -> None:
+        """Put a directory of the host in place, or take it away: see ``late_mount``."""
+        from twofold.runtime import late_mount  # few instances are ever given one
+
+        assert self._first is not None
+        parts, pidfd = self._parts, self._first.pidfd
+        late_mount.LateMount(parts.loop, parts.vault, self.pid, pidfd, change, done)
 
     def freeze(self) -> None:
         self.group.freeze(frozen=True)

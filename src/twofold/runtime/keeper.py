@@ -73,6 +73,7 @@ class Keeper:
             "freeze": self._freeze,
             "thaw": self._thaw,
             "update": self._update,
+            "mount": self._mount,
             "usage": self._usage,
             "processes": self._processes,
             "plan": self._plan,
@@ -300,6 +301,14 @@ class Keeper:
         if unknown:
             raise InvalidInput(f"{unknown[0]!r} cannot be changed while it runs")
         reply({"ok": True, "warnings": self._running(message).update(limits)})
+
+    def _mount(self, message: dict[str, Any], _fds: list[int], reply: Reply) -> None:
+        entry, change = self._running(message), plan.mount_from_dict(message["mount"])
+
+        def done(error: TwofoldError | None) -> None:
+            reply({"ok": True} if error is None else {"error": error.to_dict()})
+
+        entry.mount(change, done)
 
     def _usage(self, message: dict[str, Any], _fds: list[int], reply: Reply) -> None:
         reply({"ok": True, "usage": self._entry(message).group.usage()})

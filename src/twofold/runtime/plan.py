@@ -176,7 +176,7 @@ def from_dict(data: dict[str, Any]) -> SandboxPlan:
     """Rebuild a plan from its JSON form. Raises KeyError or TypeError on a foreign shape."""
     fields = dict(data)
     fields["rootfs"] = Rootfs(**_tuples(fields["rootfs"]))
-    fields["mounts"] = tuple(Mount(**_tuples(mount)) for mount in fields["mounts"])
+    fields["mounts"] = tuple(mount_from_dict(mount) for mount in fields["mounts"])
     fields["cgroup"] = Cgroup(**_tuples(fields["cgroup"]))
     fields["process"] = process_from_dict(fields["process"])
     fields["stdio"] = Stdio(**fields["stdio"])
@@ -188,6 +188,10 @@ def from_dict(data: dict[str, Any]) -> SandboxPlan:
         vm["companions"] = tuple(Companion(**_tuples(item)) for item in vm.get("companions") or ())
         fields["vm"] = Vm(**vm)
     return SandboxPlan(**_tuples(fields))
+
+
+def mount_from_dict(data: dict[str, Any]) -> Mount:
+    return Mount(**_tuples(data))
 
 
 def process_from_dict(data: dict[str, Any]) -> Process:

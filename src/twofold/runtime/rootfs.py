@@ -53,7 +53,7 @@ def prepare(
         for index, mount in enumerate(plan.mounts):
             _options(mount.options)
             if mount.kind == "bind":
-                binds[index] = _bind(mount, users.get(mount.idmap, -1))
+                binds[index] = bind(mount, users.get(mount.idmap, -1))
             elif mount.kind == "node":
                 from twofold.runtime import own_node  # few sandboxes have one
 
@@ -143,7 +143,8 @@ def _options(words: tuple[str, ...]) -> Options:
     return found
 
 
-def _bind(mount: Mount, userns_fd: int) -> int:
+def bind(mount: Mount, userns_fd: int) -> int:
+    """A directory or file of the host as a detached mount; ``userns_fd`` -1: owners as they are."""
     options = _options(mount.options)
     try:
         fd = lm.open_tree(mount.source, recursive=options.recursive)

@@ -17,10 +17,28 @@ from twofold.errors import Conflict, InvalidInput, NoSpace, Unsupported
 MINIMUM_BYTES = 64 << 20
 MAXIMUM_BYTES = 16 << 40  # ext4 with 4 KiB blocks
 _MIB = 1 << 20
+MOST_EMPTY_BYTES = 64 << 40
 _FICLONE = 0x40049409
 _NO_CLONES = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY)
 _COPY_CHUNK_BYTES = 64 * _MIB
 _MKFS = "mkfs.ext4"
+
+
+def empty(path: str, size_bytes: int) -> None:
+    """The new file ``path``: sparse zeros, mode 0600. Raises InvalidInput, NoSpace."""
+    if size_bytes > MOST_EMPTY_BYTES:
+        raise InvalidInput(
+            f"a disk of {size_bytes} bytes is larger than {MOST_EMPTY_BYTES >> 40} TiB",
+            hint="--disk 64g",
+        )
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(handle, -(-size_bytes // 512) * 512)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise NoSpace(f"cannot make disk {path!r}: {error.strerror}", hint="df -h") from error
 
 
 def data_disk(path: str, size_bytes: int, cache_dir: str) -> None:

@@ -13,6 +13,7 @@ from twofold.errors import InvalidInput
 from twofold.instance import states
 from twofold.model.exposure import Exposure
 from twofold.model.instance import Instance, InstanceChange, InstanceSpec, Line, State, Strict
+from twofold.model.plugging import PlugWish, UnplugWish
 from twofold.model.usage import ProcessInfo, Use
 from twofold.operations import Operation
 
@@ -110,6 +111,36 @@ async def change_instance(request: Request, name: str, body: InstanceChange) -> 
         return record.view()
 
     return await operation_reply(request, house.operations.start("instance.change", work))
+
+
+@router.post(
+    "/instances/{name}/plug",
+    response_model=Instance,
+    summary="Give it a directory, a disk or a network card, also while it runs",
+)
+async def plug_instance(request: Request, name: str, body: PlugWish) -> Response:
+    house = services(request)
+    record = house.instances.find(name)
+
+    async def work(operation: Operation) -> Any:
+        await house.instances.plugging.plug(record, body, operation)
+        return record.view()
+
+    return await operation_reply(request, house.operations.start("instance.plug", work))
+
+
+@router.post(
+    "/instances/{name}/unplug", response_model=Instance, summary="Take one of these out again"
+)
+async def unplug_instance(request: Request, name: str, body: UnplugWish) -> Response:
+    house = services(request)
+    record = house.instances.find(name)
+
+    async def work(operation: Operation) -> Any:
+        await house.instances.plugging.unplug(record, body, operation)
+        return record.view()
+
+    return await operation_reply(request, house.operations.start("instance.unplug", work))
 
 
 @router.delete("/instances/{name}", status_code=204, summary="Remove an instance")

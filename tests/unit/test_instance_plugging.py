@@ -1,0 +1,113 @@
+"""What is attached to a machine, how that differs from its start, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from twofold.errors import Conflict, InvalidInput, NotFound, TwofoldError, Unsupported
+from twofold.hypervisor import places
+from twofold.instance import attachments, plugging, vm
+from twofold.instance.record import Record
+from twofold.model.instance import DiskWish, InstanceSpec, Isolation, State, Volume
+
+SIZE = 1 << 20
+
+
+def machine(**fields: Any) -> Record:
+    spec = InstanceSpec(**{"image": "x", "isolation": Isolation.VM, **fields})
+    made = Record(id="0" * 16, name="m", spec=spec, image_digest="", id_base=0)
+    facts = attachments.at_start(spec, card=False)
+    made.change(state=State.RUNNING, facts=facts)
+    return made
+
+
+def test_disks_keep_their_numbers() -> None:
+    spec = InstanceSpec(image="x", disks=[DiskWish(size_bytes=SIZE)] * 3)
+    spec = spec.model_copy(update={"disks": attachments.without_disk(spec, 1)})
+    assert attachments.disk_numbers(spec) == [0, 2]
+    with pytest.raises(NotFound, match="there are: 0, 2"):
+        attachments.without_disk(spec, 1)
+    assert attachments.with_disk(spec, SIZE)[0] == 1
+    spec = spec.model_copy(update={"disks": attachments.without_disk(spec, 2)})
+    assert len(spec.disks) == 1  # no place is kept behind the last
+    full = InstanceSpec(image="x", disks=[DiskWish(size_bytes=SIZE)] * places.MOST_DISKS)
+    with pytest.raises(Conflict, match="at most 15"):
+        attachments.with_disk(full, SIZE)
+
+
+def test_what_differs_is_said_until_it_is_as_before() -> None:
+    facts = machine(volumes=[Volume(source="/a", target="/a")]).facts
+    assert attachments.in_words(facts) == []
+    facts = attachments.changed(facts, disks=[0], card=True, shares={"/b": "v1"})
+    assert facts["hotplugged"] == ["disk 0", "share /b", "no share /a", "a network card"]
+    facts = attachments.changed(facts, disks=[], card=False, shares={"/a": "v0"})
+    assert facts["hotplugged"] == []
+    again = attachments.changed(facts, shares={"/a": "v3"})
+    assert again["hotplugged"] == ["share /a"]  # the same directory, another device
+    grown = {**facts, "grown": ["2 processors"], "plugging": {"words": "disk 0"}}
+    assert attachments.in_words(grown) == ["2 processors", "disk 0, under way"]
+
+
+def test_a_share_never_gets_the_place_of_one_that_may_be_read_only() -> None:
+    record = machine(volumes=[Volume(source="/a", target="/a", read_only=True)])
+    facts = attachments.changed(record.facts, shares={})
+    assert attachments.free_tag(facts) == "v1"
+    every = {f"/{tag}": tag for tag in places.share_tags()}
+    with pytest.raises(Conflict, match="no place is left"):
+        attachments.free_tag(attachments.changed(facts, shares=every))
+
+
+def test_a_wish_follows_the_files(tmp_path: Path) -> None:
+    record = machine(disks=[DiskWish(size_bytes=SIZE)])
+    (tmp_path / "disk-2.img").write_bytes(bytes(2 * SIZE))
+    (tmp_path / "disk-99.img").write_bytes(b"")
+    found = attachments.as_files(record, str(tmp_path))
+    assert attachments.disk_numbers(found) == [2]
+    assert found.disks[2].size_bytes == 2 * SIZE
+    record.change(spec=found)
+    assert attachments.as_files(record, str(tmp_path)) is found
+
+
+@pytest.mark.parametrize(
+    ("record", "refusal"),
+    [
+        (machine(hardware="emulated"), "emulated hardware of amd64"),
+        (machine(arch="arm64"), "virtio hardware of arm64"),
+        (
+            Record(id="0", name="c", spec=InstanceSpec(image="x"), image_digest="", id_base=0),
+            "cont",
+        ),
+        (machine(media="disk"), "operating system of its own"),
+    ],
+)
+def test_disks_need_a_place(record: Record, refusal: str) -> None:
+    with pytest.raises(Unsupported, match=refusal):
+        plugging._refuse_disks(record)
+
+
+def test_what_an_older_daemon_started_has_no_place() -> None:
+    record = machine()
+    record.change(facts={})
+    with pytest.raises(Unsupported, match="older"):
+        plugging._refuse_no_place(record)
+
+
+@pytest.mark.parametrize("wish", [{"image": "x"}, {"device": "/dev/sda"}, {}])
+def test_a_machine_from_a_file_system_image_has_empty_disks_alone(wish: dict[str, str]) -> None:
+    spec = InstanceSpec(image="x", isolation=Isolation.VM, disks=[DiskWish(**wish)])
+    with pytest.raises(InvalidInput, match="empty disks alone"):
+        vm.check(spec)
+
+
+def test_each_device_has_a_slot_of_its_own() -> None:
+    every = [places.card(), *(places.disk(n) for n in range(places.MOST_DISKS))]
+    every += [places.share(tag) for tag in places.share_tags()]
+    assert sorted(place.slot for place in every) == list(range(1, 32))
+    assert places.words(places.share("v20")) == "id=dev-share-v20"
+
+
+def test_exactly_one_thing_at_a_time() -> None:
+    for wishes in ((None, None), ("a", 1)):
+        with pytest.raises(TwofoldError, match="exactly one"):
+            plugging._exactly_one(*wishes)
