@@ -113,10 +113,6 @@ def vm_plan(
     ``machine.MachineSpec``."""
     hostname = hostname_of(allocation.name, spec.hostname)
     memory = memory_bytes(spec)
-    shares = tuple(
-        machine.Share(tag=places.share_tag(number), read_only=volume.read_only)
-        for number, volume in enumerate(spec.volumes)
-    )
     built = machine.build(
         machine.MachineSpec(
             instance_id=allocation.id,
@@ -127,11 +123,8 @@ def vm_plan(
             root_disk=parts.disk,
             data_disk=f"{place.directory}/data.img",
             mac=_mac_of_card(place, birth, burned_in_mac),
-            disks=tuple(
-                (number, disk_file(place.directory, number))
-                for number in attachments.disk_numbers(spec)
-            ),
-            shares=shares,
+            disks=tuple((n, disk_file(place.directory, n)) for n in attachments.disk_numbers(spec)),
+            shares=_shares(spec),
             birth=birth,
             nested=spec.nested,
             tsc_khz=parts.tsc_khz,
@@ -180,6 +173,13 @@ def vm_plan(
             facts=facts or {},
             doors=doors(spec.hardware.value),
         ),
+    )
+
+
+def _shares(spec: InstanceSpec) -> tuple[machine.Share, ...]:
+    return tuple(
+        machine.Share(tag=places.share_tag(number), read_only=volume.read_only)
+        for number, volume in enumerate(spec.volumes)
     )
 
 
