@@ -1,5 +1,6 @@
 """What is plugged into an instance that runs, as seen from inside, and what is left afterwards."""
 
+import contextlib
 import json
 import os
 import signal
@@ -128,11 +129,10 @@ def test_what_was_plugged_in_is_there_after_a_restart(
 def test_a_daemon_killed_in_the_middle_leaves_nothing_half_plugged(
     machine: str, twofold: Runner, folder: Path
 ) -> None:
-    for delay_s in (0.05, 0.2, 0.5, 0.9):
-        arguments = ("plug", machine, "-v", f"{folder}:/mnt/shared")
-        with pytest.raises((subprocess.TimeoutExpired, subprocess.CalledProcessError)):
-            twofold(*arguments, timeout=delay_s, check=True)
+    for delay_s in (0.1, 0.3, 0.6, 1.0):
         pid = json.loads(twofold("version", "--json", check=True).stdout)["daemon"]["pid"]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            twofold("plug", machine, "-v", f"{folder}:/mnt/shared", timeout_s=delay_s)
         os.kill(pid, signal.SIGKILL)
         twofold("unplug", machine, "-v", "/mnt/shared")  # where it was done by then
         instance = shown(twofold)

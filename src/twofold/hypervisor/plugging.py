@@ -17,7 +17,7 @@ from twofold.hypervisor import machine, places, qmp
 from twofold.hypervisor.places import Place
 
 # A guest whose processors are busy under emulation takes its time.
-LET_GO_S = 20.0
+LET_GO_S = 10.0
 _TIMEOUT_S = 60.0
 
 

@@ -14,7 +14,15 @@ import os
 from dataclasses import asdict
 from typing import Any
 
-from twofold.errors import Conflict, IllegalState, InvalidInput, NotFound, TwofoldError, Unsupported
+from twofold.errors import (
+    Conflict,
+    IllegalState,
+    InvalidInput,
+    NotFound,
+    TimedOut,
+    TwofoldError,
+    Unsupported,
+)
 from twofold.hypervisor import machine, places, plugging
 from twofold.instance import attachments, states, vm
 from twofold.instance.collaborators import Collaborators
@@ -264,7 +272,12 @@ class Plugging:
         if kind == "volume" and runs:
             # A guest lets go of the device when nothing of it is in use any more: no use in force.
             await self._free(record, False, do="unshare", target=intent["target"])
-            await plugging.unplug_share(self._qmp(record), intent["tag"])
+            try:
+                await plugging.unplug_share(self._qmp(record), intent["tag"])
+            except TimedOut:
+                # An errand of a daemon that died may have mounted it just now.
+                await self._free(record, False, do="unshare", target=intent["target"])
+                await plugging.unplug_share(self._qmp(record), intent["tag"])
             await self._unmount(record, f"{machine.SHARE_DIR}/{intent['tag']}", "lazy", "rmdir")
         elif kind == "volume" and record.active:
             await self._unmount(record, intent["target"], *(("lazy",) if force else ()))
