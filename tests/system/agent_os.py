@@ -30,7 +30,7 @@ export PATH=/bin:/usr/sbin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 for m in {_MODULES}; do insmod /mods/$m.ko 2>/dev/null; done
 sleep 1
-for d in /dev/sr*; do
+for d in /dev/sr* /dev/vd*; do
     mount -t iso9660 -o ro $d /mnt && [ -e /mnt/user-data ] && cat /mnt/*-data /mnt/network-config
     umount /mnt
 done > /dev/console 2>/dev/null
