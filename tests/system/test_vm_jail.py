@@ -351,7 +351,8 @@ def test_what_he_sees_is_qemus_own(
         *(f"/dev/{name}" for name in devices | links)
     }
     assert set(found["mounts"]) <= {
-        *("/", "/dev", "/proc", "/tmp", "/boot", *(f"/dev/{name}" for name in devices))
+        # /shares is empty and not his: where a directory comes to lie that is plugged in.
+        *("/", "/dev", "/proc", "/tmp", "/boot", "/shares", *(f"/dev/{name}" for name in devices))
     }
     assert len(found["processes"]) <= 4, "the monitor, QEMU and he himself"
 
