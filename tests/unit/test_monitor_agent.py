@@ -53,12 +53,12 @@ class Client(Watcher):
 
     def begin(self, request: dict[str, Any], given: bytes = b"") -> "Work":
         read, write = os.pipe()
-        threading.Thread(target=_write, args=(write, given)).start()
+        threading.Thread(target=_write, args=(write, given), daemon=True).start()
         self._outputs, fds = [], [read]
         for _ in range(2):
             out, into = os.pipe()
             chunks: list[bytes] = []
-            thread = threading.Thread(target=_read, args=(out, chunks))
+            thread = threading.Thread(target=_read, args=(out, chunks), daemon=True)
             thread.start()
             self._outputs.append((thread, chunks))
             fds.append(into)
