@@ -264,7 +264,8 @@ def test_whatever_either_says_for_longer(tmp_path: Path) -> None:
 def test_a_client_of_a_guest_that_drips(tmp_path: Path) -> None:
     """A frame's bytes one by one: it costs time, which the guest's own, and nothing else."""
     drips = [(AGENT, bytes([byte])) for byte in p.encode_json(p.EXIT, 4, {"exit_code": 7})]
-    outcome = play(tmp_path, [*READY, *(piece for drip in drips for piece in (drip, (REST, b"")))])
+    pieces = [*READY, *(piece for drip in drips for piece in (drip, (REST, b"")))]
+    outcome = play(tmp_path, pieces, ready_timeout_s=30.0)
     check(outcome)
     assert outcome.code == 7
 
@@ -276,6 +277,8 @@ def test_the_fuzz_would_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         self._finish((message["exit_code"] + 0, None))
 
     monkeypatch.setattr(monitor.GuestProcess, "_on_exit", trusting)
-    outcome = play(tmp_path, [*READY, (AGENT, p.encode_json(p.EXIT, 4, {}))])
+    # Patient: on a busy machine the second that others wait is over before the guest has spoken.
+    said = [*READY, (AGENT, p.encode_json(p.EXIT, 4, {}))]
+    outcome = play(tmp_path, said, ready_timeout_s=30.0)
     with pytest.raises(AssertionError):
         check(outcome)
