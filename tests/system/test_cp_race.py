@@ -19,7 +19,7 @@ from twofold.client.sdk import Box, Twofold
 from twofold.errors import TwofoldError
 
 ROUNDS = 300
-SECRET = b"of the host"
+SECRET = b"7c0f of the host alone, in no file of any image: e1b9"
 # x is a directory and y a link to / ; they change places as fast as the kernel can.
 SWAP = r"""
 use strict; $| = 1;

@@ -21,7 +21,7 @@ def test_list_and_show(twofold: Runner) -> None:
     assert header.split() == ["ID", "RELEASED", "END", "OF", "LIFE", "VIRTIO", "NAME"]
     assert "openbsd7.0  2021-10-14  2022-11-01   partly  OpenBSD 7.0" in rows
     shown = twofold("os", "show", "freedos1.2", check=True).stdout.decode()
-    assert "network card:  ne2k_pci" in shown
+    assert "network card: ne2k_pci" in shown
     assert "Twofold's additions: packet driver for NE2000" in shown
     data = json.loads(twofold("os", "show", "win11", "--json", check=True).stdout)
     assert data["profiles"]["emulated"]["choices"]["firmware"]["value"] == "uefi-secure"

@@ -62,10 +62,15 @@ def test_the_life_of_a_machine_with_an_operating_system_of_its_own(
     assert shown["spec"]["isolation"] == "vm"
     assert shown["isolation_facts"]["operating_system"] == "unknown"
     assert any(line.startswith("disk ide: ") for line in shown["isolation_facts"]["chosen"])
-    for verb in (("exec", "own", "ls"), ("cp", "own:/x", "/tmp"), ("top", "own"), ("fork", "own")):
+    for agent, verb in (
+        (b"qemu-guest-agent", ("exec", "own", "ls")),
+        (b"qemu-guest-agent", ("cp", "own:/x", "/tmp")),
+        (b"Twofold's own agent", ("top", "own")),
+        (b"Twofold's own agent", ("fork", "own")),
+    ):
         refused = twofold(*verb)
         assert refused.returncode == 125, verb
-        assert b"qemu-guest-agent" in refused.stderr, verb
+        assert agent in refused.stderr, verb
     # A reboot is the guest's own affair.
     type_to(twofold_root, shown["id"], b"r")
     wait_for(lambda: said(twofold, "own").count("TINY") == 2)
