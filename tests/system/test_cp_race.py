@@ -81,9 +81,10 @@ def parcel() -> bytes:
 
 
 def test_nothing_of_the_host_comes_out(arena: Arena) -> None:
-    # The control: whoever resolves the path on the host is fooled at once.
+    # The control: whoever resolves the path on the host is fooled as soon as both have run.
     naive = set()
-    for _ in range(ROUNDS):
+    deadline = time.monotonic() + 20
+    while SECRET not in naive and time.monotonic() < deadline:
         try:
             naive.add((arena.volume / "x" / str(arena.canary)[1:]).read_bytes())
         except OSError:
