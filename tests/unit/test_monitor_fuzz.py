@@ -33,7 +33,7 @@ FEW = settings(COMMON, max_examples=25, derandomize=True)  # half of each second
 MANY = settings(COMMON, max_examples=600)
 MEMORY_GROWTH_LIMIT_KIB = 24 << 10
 END_WITHIN_S = 10.0
-AGENT, CONSOLE, QMP, HEAR, REST = range(5)
+AGENT, CONSOLE, QMP, HEAR, REST, AWAIT = range(6)
 
 # Plays (what u8, length u32, bytes)… and ends. Whoever does not listen to it does not stop it.
 PLAYER = r"""
@@ -50,8 +50,11 @@ with open(sys.argv[1], "rb") as file:
                 ends[what].sendall(data)
             elif what == 3:
                 ends[0].recv(65536)
-            else:
+            elif what == 4:
                 time.sleep(0.005)
+            else:
+                ends[0].settimeout(30)
+                ends[0].recv(65536)
         except OSError:
             pass
 """
@@ -99,6 +102,8 @@ READY = [
     (HEAR, b""),
     (AGENT, p.encode_json(p.CONFIGURED, 0, {}) + p.encode_json(p.OPENED, 4, {"pid": 2})),
 ]
+# For what must go one way however busy the machine is: an answer is awaited, and the end.
+PATIENT = [READY[0], (AWAIT, b""), READY[2]]
 OPENINGS: list[list[tuple[int, bytes]]] = [[], READY[:1], READY[:2], READY, READY, READY]
 PIECES = st.one_of(
     st.tuples(st.just(AGENT), FRAMES),
@@ -264,7 +269,8 @@ def test_whatever_either_says_for_longer(tmp_path: Path) -> None:
 def test_a_client_of_a_guest_that_drips(tmp_path: Path) -> None:
     """A frame's bytes one by one: it costs time, which the guest's own, and nothing else."""
     drips = [(AGENT, bytes([byte])) for byte in p.encode_json(p.EXIT, 4, {"exit_code": 7})]
-    pieces = [*READY, *(piece for drip in drips for piece in (drip, (REST, b"")))]
+    dripping = (piece for drip in drips for piece in (drip, (REST, b"")))
+    pieces = [*PATIENT, *dripping, (AWAIT, b"")]
     outcome = play(tmp_path, pieces, ready_timeout_s=30.0)
     check(outcome)
     assert outcome.code == 7
@@ -277,8 +283,7 @@ def test_the_fuzz_would_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         self._finish((message["exit_code"] + 0, None))
 
     monkeypatch.setattr(monitor.GuestProcess, "_on_exit", trusting)
-    # Patient: on a busy machine the second that others wait is over before the guest has spoken.
-    said = [*READY, (AGENT, p.encode_json(p.EXIT, 4, {}))]
+    said = [*PATIENT, (AGENT, p.encode_json(p.EXIT, 4, {})), (AWAIT, b"")]
     outcome = play(tmp_path, said, ready_timeout_s=30.0)
     with pytest.raises(AssertionError):
         check(outcome)
