@@ -5,6 +5,7 @@ The standard library's ``resource`` cannot say a limit of 2**63 and more that is
 
 import ctypes
 import struct
+from collections.abc import Mapping
 
 from twofold.linux.libc import syscall
 
@@ -41,3 +42,11 @@ def get(number: int, pid: int = 0) -> tuple[int, int]:
 def set_both(number: int, soft: int, hard: int, pid: int = 0) -> None:
     new = ctypes.create_string_buffer(struct.pack("=QQ", soft, hard), 16)
     syscall("prlimit64", pid, number, new, None)
+
+
+def lower(values: Mapping[str, int]) -> None:
+    """Both limits of the caller, by name, to a value or to what it is allowed at most."""
+    for name, value in values.items():
+        number = NUMBERS[name]
+        _, allowed = get(number)
+        set_both(number, min(value, allowed), min(value, allowed))

@@ -13,9 +13,9 @@ import os
 import sys
 
 from twofold.linux import capabilities, limits, mount, process, seccomp
-from twofold.runtime import idmap, seccomp_translate
+from twofold.runtime import idmap, seccomp_translate, small_root
 from twofold.runtime import seccomp as profiles
-from twofold.runtime.seccomp_rules import Rule, Seccomp
+from twofold.runtime.small_root import Shown
 
 # Inside; outside it is the host's user UID, whom nothing else of ours belongs to.
 USER_ID = 65534
@@ -38,10 +38,22 @@ setresuid setuid shmat shmget symlink symlinkat tkill unlink unlinkat
 def main(words: list[str]) -> int:
     place, configuration, uid, gid, program, *files = words
     inside = idmap.make_namespace(((USER_ID, int(uid), 1),), ((USER_ID, int(gid), 1),))
-    filter_program = seccomp_translate.translate(profile())
+    filter_program = seccomp_translate.translate(profiles.without("qemu", _REFUSED))
     process.unshare(process.CLONE_NEWNS)
     mount.mount("", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
-    _make_root(place, [program, configuration, *files])
+    devices = [
+        Shown(
+            path=path,
+            tree=mount.open_tree(path),
+            attributes=mount.ATTR_NOSUID | mount.ATTR_NOEXEC,
+        )
+        for path in _DEVICES
+    ]
+    small_root.enter(
+        place,
+        [*small_root.libraries([program, configuration, *files]), *devices],
+        texts=_ACCOUNTS,
+    )
     # From here on only what the new user namespace owns can be touched: not even these mounts.
     process.setns(inside, process.CLONE_NEWUSER)
     process.unshare(
@@ -52,7 +64,7 @@ def main(words: list[str]) -> int:
         os.write(1, f"{child}\n".encode())
         return 0
     _become_nobody()
-    _limit()
+    limits.lower(_LIMITS)
     os.dup2(2, 1)
     if os.read(0, 1) == b"\n":  # else whoever wanted it has gone
         process.close_on_exec({0, 1, 2})
@@ -61,59 +73,6 @@ def main(words: list[str]) -> int:
         argv = [program, f"--conf-file={configuration}", "--keep-in-foreground"]
         os.execve(program, argv, {"LC_ALL": "C"})
     return 1
-
-
-def profile() -> Seccomp:
-    """QEMU's profile without the calls that a server of addresses never makes. Pure."""
-    base = profiles.profile("qemu")
-    refused = frozenset(_REFUSED.split())
-    rules = []
-    for rule in base.rules:
-        names = tuple(name for name in rule.names if name not in refused)
-        if names:
-            rules.append(Rule(names=names, action=rule.action, conditions=rule.conditions))
-    return Seccomp(
-        default_action=base.default_action,
-        bad_architecture=base.bad_architecture,
-        rules=tuple(rules),
-    )
-
-
-def _make_root(place: str, files: list[str]) -> None:
-    """Enter a root in memory, mounted on the directory ``place`` for a moment."""
-    safe = mount.ATTR_NOSUID | mount.ATTR_NODEV
-    root = mount.new_filesystem("tmpfs", {"mode": "0755", "size": "256k"}, attributes=safe)
-    trees = [(path, mount.open_tree(os.path.realpath(path))) for path in (*files, *_DEVICES)]
-    place_fd = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
-    mount.move_mount(root, place_fd)
-    os.chdir(place)
-    for path, tree in trees:
-        if path in _DEVICES:
-            mount.set_attributes(tree, mount.ATTR_NOSUID | mount.ATTR_NOEXEC)
-        else:
-            mount.set_attributes(tree, safe | mount.ATTR_RDONLY)
-        _put(path.lstrip("/"), tree)
-    os.makedirs("etc", 0o755, exist_ok=True)
-    for path, line in _ACCOUNTS.items():
-        with open(path, "w", encoding="ascii") as file:
-            file.write(line)
-        os.chmod(path, 0o444)
-    # The new root on top of the old one, which is then let go of.
-    mount.pivot_root(".", ".")
-    mount.umount(".")
-    os.chdir("/")
-    mount.set_attributes(root, safe | mount.ATTR_RDONLY)
-
-
-def _put(inside: str, tree: int) -> None:
-    """Mount a file at ``inside`` of the new root, which is the working directory."""
-    os.makedirs(os.path.dirname(inside), 0o755, exist_ok=True)
-    fd = os.open(inside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o444)
-    try:
-        mount.move_mount(tree, fd)
-    finally:
-        os.close(fd)
-        os.close(tree)
 
 
 def _become_nobody() -> None:
@@ -127,13 +86,6 @@ def _become_nobody() -> None:
     capabilities.set_capabilities(effective=kept, permitted=kept, inheritable=kept)
     capabilities.raise_ambient(kept)
     os.umask(0o077)
-
-
-def _limit() -> None:
-    for name, value in _LIMITS.items():
-        number = limits.NUMBERS[name]
-        _, allowed = limits.get(number)
-        limits.set_both(number, min(value, allowed), min(value, allowed))
 
 
 if __name__ == "__main__":

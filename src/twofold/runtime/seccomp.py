@@ -90,6 +90,22 @@ def profile(name: str) -> Seccomp:
     )
 
 
+def without(name: str, refused: str) -> Seccomp:
+    """A profile less the system calls in ``refused``, words apart: for a program that has no use
+    for them. Pure."""
+    base, words = profile(name), frozenset(refused.split())
+    kept = []
+    for rule in base.rules:
+        names = tuple(call for call in rule.names if call not in words)
+        if names:
+            kept.append(Rule(names=names, action=rule.action, conditions=rule.conditions))
+    return Seccomp(
+        default_action=base.default_action,
+        bad_architecture=base.bad_architecture,
+        rules=tuple(kept),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reach:
     """How many calls of this host's own architecture get through, of how many there are."""
