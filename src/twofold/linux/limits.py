@@ -3,11 +3,16 @@
 The standard library's ``resource`` cannot say a limit of 2**63 and more that is not infinity.
 """
 
+from __future__ import annotations
+
 import ctypes
 import struct
-from collections.abc import Mapping
 
 from twofold.linux.libc import syscall
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 INFINITY = 2**64 - 1
 NUMBERS = {

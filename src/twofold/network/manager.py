@@ -118,7 +118,7 @@ class NetworkManager:
 
     async def publish(self, instance_id: str, address: str, wanted: Iterable[Port]) -> None:
         """Open the host's ports. Raises Conflict (in use), InvalidInput (no such address)."""
-        published = [_published(port, address) for port in wanted]
+        published = [ports.wished(port, address) for port in wanted]
         if published:
             await self.setup()
             await self._in_thread(self._publish, instance_id, published)
@@ -340,7 +340,7 @@ class NetworkManager:
         ]
         for port in wanted:
             for owner, other in seen:
-                if _clash(port, other):
+                if ports.clash(port, other):
                     whom = "twice" if owner == instance_id else f"already, by instance {owner[:12]}"
                     raise Conflict(
                         f"host port {port.host_ip}:{port.host_port}/{port.protocol} is "
@@ -399,7 +399,7 @@ class NetworkManager:
                     asks=bool(item.asks_as),
                 ),
                 hostname=item.asks_as,
-                ports=[_published(port, item.network.address) for port in item.ports],
+                ports=[ports.wished(port, item.network.address) for port in item.ports],
             )
             for item in active
         }
@@ -446,32 +446,6 @@ class NetworkManager:
 
 def _plug_of(network: Network) -> Plug:
     return Plug(host_link=network.host_link, mac=network.mac, address=network.address)
-
-
-def _published(port: Port, address: str) -> PublishedPort:
-    """Raises InvalidInput: what is not an IPv4 address never reaches the rules."""
-    try:
-        host_ip = str(IPv4Address(port.host_ip or firewall.ANY_ADDRESS))
-    except ValueError as error:
-        raise InvalidInput(
-            f"cannot publish on {port.host_ip!r}: not an IPv4 address",
-            hint=f"-p 127.0.0.1:{port.host_port}:{port.guest_port}",
-        ) from error
-    return PublishedPort(
-        protocol=port.protocol,
-        host_ip=host_ip,
-        host_port=port.host_port,
-        address=address,
-        guest_port=port.guest_port,
-    )
-
-
-def _clash(one: PublishedPort, other: PublishedPort) -> bool:
-    return (
-        one.protocol == other.protocol
-        and one.host_port == other.host_port
-        and (one.host_ip == other.host_ip or firewall.ANY_ADDRESS in (one.host_ip, other.host_ip))
-    )
 
 
 def _close(held: list[socket.socket]) -> None:

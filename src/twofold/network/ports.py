@@ -11,8 +11,10 @@ import os
 import socket
 import struct
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 
 from twofold.errors import Conflict, InvalidInput
+from twofold.model.instance import Port
 from twofold.network.firewall import ANY_ADDRESS, PublishedPort
 
 _TIME_WAIT = 0x06
@@ -27,6 +29,34 @@ class Holder:
 
     def __str__(self) -> str:
         return f"{self.name} (pid {self.pid})" if self.pid else self.name
+
+
+def wished(port: Port, address: str) -> PublishedPort:
+    """The rule of a port that a user wants, to the instance at ``address``. Raises InvalidInput:
+    what is not an IPv4 address never reaches the rules."""
+    try:
+        host_ip = str(IPv4Address(port.host_ip or ANY_ADDRESS))
+    except ValueError as error:
+        raise InvalidInput(
+            f"cannot publish on {port.host_ip!r}: not an IPv4 address",
+            hint=f"-p 127.0.0.1:{port.host_port}:{port.guest_port}",
+        ) from error
+    return PublishedPort(
+        protocol=port.protocol,
+        host_ip=host_ip,
+        host_port=port.host_port,
+        address=address,
+        guest_port=port.guest_port,
+    )
+
+
+def clash(one: PublishedPort, other: PublishedPort) -> bool:
+    """Whether both would answer at one address of the host."""
+    return (
+        one.protocol == other.protocol
+        and one.host_port == other.host_port
+        and (one.host_ip == other.host_ip or ANY_ADDRESS in (one.host_ip, other.host_ip))
+    )
 
 
 def reserve(port: PublishedPort) -> socket.socket:

@@ -116,37 +116,37 @@ def other_processors(survey: Survey) -> Iterable[Fact]:
 def firmware(survey: Survey) -> Iterable[Fact]:
     places = [f"{directory}/bios-256k.bin" for directory in _FIRMWARE_DIRECTORIES]
     bios = next((path for path in places if os.path.exists(path)), "")
-    yield Fact(
-        id="seabios",
-        title="BIOS firmware (SeaBIOS)",
-        group=GROUP,
-        status=OK if bios else MISSING,
-        value=bios,
-        reason="" if bios else "bios-256k.bin is missing: virtual machines do not start",
-        fix="" if bios else survey.install("seabios"),
+    yield _installed(
+        *(survey, "seabios", "BIOS firmware (SeaBIOS)", bios),
+        without="bios-256k.bin is missing: virtual machines do not start",
+        status=MISSING,
     )
     uefi = next((path for path in _OVMF if os.path.exists(path)), "")
-    yield Fact(
-        id="ovmf",
-        title="UEFI firmware (OVMF)",
-        group=GROUP,
-        status=OK if uefi else DEGRADED,
-        value=uefi,
-        reason="" if uefi else "systems that boot by UEFI only cannot be run; OCI images can",
-        fix="" if uefi else survey.install("ovmf"),
+    yield _installed(
+        *(survey, "ovmf", "UEFI firmware (OVMF)", uefi),
+        without="systems that boot by UEFI only cannot be run; OCI images can",
     )
 
 
-def trusted(survey: Survey) -> Iterable[Fact]:
-    there = tpm.is_present()
-    yield Fact(
-        id="swtpm",
-        title="TPM 2.0 (swtpm)",
+def tpm_chip(survey: Survey) -> Iterable[Fact]:
+    yield _installed(
+        *(survey, "swtpm", "TPM 2.0 (swtpm)", tpm.SWTPM if tpm.is_present() else ""),
+        without="machines have no TPM: Windows 11 does not install",
+    )
+
+
+def _installed(
+    survey: Survey, package: str, title: str, found: str, *, without: str, status: str = DEGRADED
+) -> Fact:
+    """Whether what Debian's ``package`` brings was ``found``; ``status`` where it was not."""
+    return Fact(
+        id=package,
+        title=title,
         group=GROUP,
-        status=OK if there else DEGRADED,
-        value=tpm.SWTPM if there else "",
-        reason="" if there else "machines have no TPM: Windows 11 does not install",
-        fix="" if there else survey.install("swtpm"),
+        status=OK if found else status,
+        value=found,
+        reason="" if found else without,
+        fix="" if found else survey.install(package),
     )
 
 
@@ -190,15 +190,10 @@ def _some(names: list[str]) -> str:
 
 
 def shares(survey: Survey) -> Iterable[Fact]:
-    there = os.access(monitor_shares.DIOD, os.X_OK)
-    yield Fact(
-        id="diod",
-        title="Shares for emulated hardware",
-        group=GROUP,
-        status=OK if there else DEGRADED,
-        value=monitor_shares.DIOD if there else "",
-        reason="" if there else "-v does not work with --hardware emulated",
-        fix="" if there else survey.install("diod"),
+    found = monitor_shares.DIOD if os.access(monitor_shares.DIOD, os.X_OK) else ""
+    yield _installed(
+        *(survey, "diod", "Shares for emulated hardware", found),
+        without="-v does not work with --hardware emulated",
     )
 
 
@@ -279,7 +274,7 @@ CHECKS = (
     qemu,
     other_processors,
     firmware,
-    trusted,
+    tpm_chip,
     shares,
     host_devices,
     systems,
