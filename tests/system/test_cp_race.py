@@ -55,6 +55,8 @@ def arena(
         decoy.parent.mkdir(parents=True)
         decoy.write_bytes(b"of the container")
         (decoy.parent / "drop").mkdir()
+        (volume / "x/etc").mkdir()
+        (volume / "x/etc/shadow").write_bytes(b"of the swapper")
         (volume / "y").symlink_to("/")
         box = twofold.run_detached(
             debian_image,
@@ -131,3 +133,16 @@ def test_whole_trees_hold_nothing_of_the_host(arena: Arena) -> None:
                 assert SECRET not in arena.box.read_archive(path)
             except TwofoldError:
                 continue
+
+
+def test_whole_trees_hold_nothing_that_a_link_leads_to_inside(arena: Arena) -> None:
+    """Whoever may not read a file in the container does not get it into an archive of root's."""
+    found = []
+    for _ in range(60):
+        with tarfile.open(fileobj=io.BytesIO(arena.box.read_archive("/own"))) as tar:
+            for entry in tar:
+                if entry.name.endswith("/etc/shadow"):
+                    body = tar.extractfile(entry)
+                    assert body is not None
+                    found.append(body.read())
+    assert set(found) == {b"of the swapper"}

@@ -2,9 +2,12 @@
 
 import io
 import os
+import select
 import stat
+import subprocess
 import tarfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +79,35 @@ def collect(path: Path | str) -> tarfile.TarFile:
     if failure:
         raise failure[0]
     return tarfile.open(fileobj=io.BytesIO(data))
+
+
+class Halted:
+    """``tar_out`` in the middle of its work: its pipe is full, for nobody reads yet."""
+
+    def __init__(self, path: Path) -> None:
+        self._read, self._write = os.pipe()
+        self._failure: list[TwofoldError] = []
+        self._thread = threading.Thread(target=self._produce, args=(str(path),))
+        self._thread.start()
+        while self._thread.is_alive() and select.select([], [self._write], [], 0)[1]:
+            time.sleep(0.001)  # nothing tells when a writer begins to wait
+        assert self._thread.is_alive(), "too little in it to fill a pipe"
+
+    def _produce(self, path: str) -> None:
+        try:
+            tar_out(path, self._write)
+        except TwofoldError as error:
+            self._failure.append(error)
+        finally:
+            os.close(self._write)
+
+    def go_on(self) -> tarfile.TarFile:
+        with os.fdopen(self._read, "rb") as file:
+            data = file.read()
+        self._thread.join()
+        if self._failure:
+            raise self._failure[0]
+        return tarfile.open(fileobj=io.BytesIO(data))
 
 
 @pytest.fixture
@@ -162,6 +194,105 @@ def test_a_file_that_shrinks_is_filled_up(tmp_path: Path, monkeypatch: pytest.Mo
         body = tar.extractfile("file")
         assert body is not None
         assert body.read() == b"x" * 1000 + bytes(4000)
+
+
+def body_of(tar: tarfile.TarFile, name: str) -> bytes:
+    body = tar.extractfile(name)
+    assert body is not None
+    return body.read()
+
+
+@pytest.mark.parametrize("swapped", ["tree", "tree/dir"])
+def test_a_directory_swapped_for_a_link_leads_nowhere(tmp_path: Path, swapped: str) -> None:
+    (tmp_path / "tree/dir").mkdir(parents=True)
+    (tmp_path / "tree/dir/0").write_bytes(bytes(1 << 20))
+    (tmp_path / "tree/dir/secret").write_text("harmless")
+    elsewhere = tmp_path / "elsewhere" / "dir" if swapped == "tree" else tmp_path / "elsewhere"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "secret").write_text("canary")
+    halted = Halted(tmp_path / "tree")
+    (tmp_path / swapped).rename(tmp_path / "gone")
+    (tmp_path / swapped).symlink_to(tmp_path / "elsewhere")
+    # The control: who goes by the path is led to what it must not have.
+    assert (tmp_path / "tree/dir/secret").read_text() == "canary"
+    with halted.go_on() as tar:
+        assert tar.getnames() == ["tree", "tree/dir", "tree/dir/0", "tree/dir/secret"]
+        assert body_of(tar, "tree/dir/secret") == b"harmless"
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_what_becomes_a_link_before_it_is_opened_is_archived_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    name = tmp_path / "tree/name"
+    name.mkdir(parents=True)
+    (tmp_path / "canary").mkdir()
+    (tmp_path / "canary/file").write_text("canary")
+    if kind == "file":
+        name.rmdir()
+        name.write_text("x")
+    real = os.lstat
+
+    def swap(path: str, **where: int) -> os.stat_result:
+        info = real(path, **where)
+        if path == "name" and not stat.S_ISLNK(info.st_mode):
+            name.rename(tmp_path / "was")
+            name.symlink_to(tmp_path / "canary")
+        return info
+
+    monkeypatch.setattr("twofold.guest.archive.os.lstat", swap)
+    with collect(tmp_path / "tree") as tar:
+        assert [(one.name, one.issym()) for one in tar] == [("tree", False), ("tree/name", True)]
+
+
+def test_a_deep_tree_takes_few_descriptors_and_comes_whole(tmp_path: Path) -> None:
+    level = tmp_path / "tree"
+    for depth in range(400):
+        level.mkdir()
+        (level / "z").write_text(str(depth))
+        level = level / "d"
+    level.mkdir()
+    (level / "big").write_bytes(bytes(1 << 20))
+    before = len(os.listdir("/proc/self/fd"))
+    halted = Halted(tmp_path / "tree")
+    assert len(os.listdir("/proc/self/fd")) - before < 50
+    with halted.go_on() as tar:
+        names = tar.getnames()
+        middle = f"tree{'/d' * 200}/z"
+        assert body_of(tar, middle) == b"200"
+    expected = [f"tree{'/d' * depth}" for depth in range(401)]
+    expected += [f"{expected[-1]}/big"] + [f"{path}/z" for path in expected[-2::-1]]
+    assert names == expected
+
+
+def test_a_tree_that_moves_while_its_top_is_closed_is_not_followed_up(tmp_path: Path) -> None:
+    deep = tmp_path / "tree" / Path(*["d"] * 60)
+    deep.mkdir(parents=True)
+    (deep / "big").write_bytes(bytes(1 << 20))
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets/z").write_text("canary")
+    (tmp_path / "tree/d/d/z").write_text("harmless")
+    halted = Halted(tmp_path / "tree")
+    (tmp_path / "tree/d/d/d").rename(tmp_path / "secrets/d")
+    with pytest.raises(RuntimeFailed, match="moved elsewhere"):
+        halted.go_on()
+
+
+def test_a_name_longer_than_any_path_is_refused(tmp_path: Path) -> None:
+    """Deeper than a path can say, and so never in an archive: as deep as it likes, made by
+    whoever is inside."""
+    here = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for _ in range(25):
+            os.mkdir("n" * 200, dir_fd=here)
+            below = os.open("n" * 200, os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = below
+        with pytest.raises(RuntimeFailed, match="too long"):
+            collect(tmp_path)
+    finally:
+        os.close(here)
+        subprocess.run(["rm", "-rf", tmp_path / ("n" * 200)], check=True)
 
 
 @pytest.mark.parametrize("name", ["../escape", "a/../../escape", "..", "a/.."])

@@ -2,8 +2,9 @@
 
 Used by the agent (in the guest) and by the container runtime (after it joined the container and
 its root), so the process already sees nothing but the instance's own files. Ids are numbers: no
-NSS, whose libraries would be the image's. ``tar_in`` never leaves its directory, whatever links
-the archive or the directory holds. Streams: memory does not grow with the size of a file.
+NSS, whose libraries would be the image's. Neither ``tar_out`` nor ``tar_in`` leaves its directory,
+whatever links the archive or the directory holds, or gets meanwhile. Streams: memory does not grow
+with the size of a file.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 _BLOCK_BYTES = 262144
 _HEADER_LIMIT_BYTES = 1 << 20
+_OPEN_DIRECTORIES = 32
+_NAME_LIMIT = 4095
+_LOOKS = 8  # at what is something else each time it is opened
 _BENEATH = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS
 _IDS_NOT_HERE = (errno.EPERM, errno.EINVAL, errno.EOVERFLOW)
 
@@ -49,29 +53,125 @@ def tar_out(path: str, fd: int) -> None:
         raise RuntimeFailed(f"reading {path!r}: {error.strerror}") from error
 
 
+class _Level:
+    """A directory on the way down: its name in the archive and what is left to do in it.
+
+    ``fd`` is -1 while it is closed, for a deep tree must not use up the descriptors; ``identity``
+    (device, inode) then tells whether the way back up leads to it.
+    """
+
+    __slots__ = ("fd", "identity", "left", "name")
+
+    def __init__(self, name: str, fd: int) -> None:
+        self.name, self.fd = name, fd
+        self.identity = _identity(fd)
+        self.left = sorted(os.listdir(fd), reverse=True)
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    info = os.fstat(fd)
+    return info.st_dev, info.st_ino
+
+
 def _add(path: str, name: str, fd: int, links: dict[tuple[int, int], str]) -> None:
-    pending = [(path, name)]
-    top = True
-    while pending:
-        path, name = pending.pop()
-        try:
-            info = os.lstat(path)
-            kind = stat.S_IFMT(info.st_mode)
-            if kind == stat.S_IFREG:
-                _add_file(path, name, fd, links)
-            elif kind != stat.S_IFSOCK:
-                header = _header(name, info)
-                if kind == stat.S_IFLNK:
-                    header.linkname = os.readlink(path)
-                _write_header(fd, header)
-                if kind == stat.S_IFDIR:
-                    inside = sorted(os.listdir(path), reverse=True)
-                    pending += [(f"{path}/{entry}", f"{name}/{entry}") for entry in inside]
-        except (FileNotFoundError, NotADirectoryError):
-            if top:
-                raise
-            # else it went away between listing and looking: it is simply not in the archive
-        top = False
+    """Only the path as it was given is resolved as such. Below it every name is looked up in the
+    directory that is open, so whoever swaps a directory for a link meanwhile leads nowhere."""
+    levels: list[_Level] = []
+    try:
+        _add_entry(levels, path, name, fd, links)
+        while levels:
+            level = levels[-1]
+            if not level.left:
+                _ascend(levels)
+                continue
+            entry = level.left.pop()
+            try:
+                _add_entry(levels, entry, f"{level.name}/{entry}", fd, links)
+            except FileNotFoundError:
+                pass  # it went away between listing and looking: it is simply not in the archive
+    finally:
+        for level in levels:
+            if level.fd >= 0:
+                os.close(level.fd)
+
+
+def _add_entry(
+    levels: list[_Level], path: str, name: str, fd: int, links: dict[tuple[int, int], str]
+) -> None:
+    """Write one entry; of a directory the header, and put it on ``levels``."""
+    if len(name) > _NAME_LIMIT:  # what no system call takes; it also bounds how deep this goes
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    parent = levels[-1].fd if levels else None
+    for _ in range(_LOOKS):
+        info = os.lstat(path, dir_fd=parent)
+        kind = stat.S_IFMT(info.st_mode)
+        if kind in (stat.S_IFREG, stat.S_IFDIR):
+            opened = _open_same(path, parent, kind)
+            if opened < 0:
+                continue
+            if kind == stat.S_IFDIR:
+                _descend(levels, name, opened, fd)
+                return
+            try:
+                _add_file(opened, name, fd, links)
+            finally:
+                os.close(opened)
+        elif kind != stat.S_IFSOCK:
+            header = _header(name, info)
+            if kind == stat.S_IFLNK:
+                try:
+                    header.linkname = os.readlink(path, dir_fd=parent)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                    continue  # no link any more
+            _write_header(fd, header)
+        return
+    raise OSError(errno.ESTALE, f"{name!r} is swapped for something else again and again")
+
+
+def _open_same(path: str, parent: int | None, kind: int) -> int:
+    """Open the file or directory that was just seen; -1 when by now it is something else."""
+    # O_NONBLOCK: were it swapped for a FIFO now, opening it would wait for a writer for ever.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    if kind == stat.S_IFDIR:
+        flags |= os.O_DIRECTORY
+    try:
+        opened = os.open(path, flags, dir_fd=parent)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+            return -1
+        raise
+    if stat.S_IFMT(os.fstat(opened).st_mode) == kind:
+        return opened
+    os.close(opened)
+    return -1
+
+
+def _descend(levels: list[_Level], name: str, opened: int, fd: int) -> None:
+    try:
+        level = _Level(name, opened)
+        _write_header(fd, _header(name, os.fstat(opened)))
+    except BaseException:
+        os.close(opened)
+        raise
+    levels.append(level)
+    if len(levels) > _OPEN_DIRECTORIES:
+        far = levels[-1 - _OPEN_DIRECTORIES]
+        os.close(far.fd)
+        far.fd = -1
+
+
+def _ascend(levels: list[_Level]) -> None:
+    done = levels.pop()
+    try:
+        if levels and levels[-1].fd < 0:
+            above = levels[-1]
+            above.fd = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=done.fd)
+            if _identity(above.fd) != above.identity:
+                raise OSError(errno.ESTALE, f"{done.name!r} was moved elsewhere meanwhile")
+    finally:
+        os.close(done.fd)
 
 
 def _header(name: str, info: os.stat_result) -> tarfile.TarInfo:
@@ -96,26 +196,19 @@ def _write_header(fd: int, header: tarfile.TarInfo) -> None:
     _write_all(fd, header.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
 
 
-def _add_file(path: str, name: str, fd: int, links: dict[tuple[int, int], str]) -> None:
-    # O_NONBLOCK: were it swapped for a FIFO now, opening it would wait for a writer for ever.
-    source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        info = os.fstat(source)
-        if not stat.S_ISREG(info.st_mode):
+def _add_file(source: int, name: str, fd: int, links: dict[tuple[int, int], str]) -> None:
+    info = os.fstat(source)
+    header = _header(name, info)
+    if info.st_nlink > 1:
+        first = links.setdefault((info.st_dev, info.st_ino), name)
+        if first != name:
+            header.type, header.linkname = tarfile.LNKTYPE, first
+            _write_header(fd, header)
             return
-        header = _header(name, info)
-        if info.st_nlink > 1:
-            first = links.setdefault((info.st_dev, info.st_ino), name)
-            if first != name:
-                header.type, header.linkname = tarfile.LNKTYPE, first
-                _write_header(fd, header)
-                return
-        header.size = info.st_size
-        _write_header(fd, header)
-        _copy_exactly(source, fd, info.st_size)
-        _write_all(fd, bytes(-info.st_size % tarfile.BLOCKSIZE))
-    finally:
-        os.close(source)
+    header.size = info.st_size
+    _write_header(fd, header)
+    _copy_exactly(source, fd, info.st_size)
+    _write_all(fd, bytes(-info.st_size % tarfile.BLOCKSIZE))
 
 
 def _copy_exactly(source: int, target: int, size: int) -> None:
