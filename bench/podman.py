@@ -60,5 +60,7 @@ def podman(image: str) -> Iterator[Podman]:
             yield peer
         finally:
             quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            # A reset asks each to end first, ten seconds long: `sleep` as PID 1 does not listen.
+            subprocess.run([*peer.argv, "kill", "--all"], check=False, **quiet)
             subprocess.run([*peer.argv, "system", "reset", "--force"], check=False, **quiet)
             subprocess.run(["umount", f"{directory}/storage/overlay"], check=False, **quiet)
