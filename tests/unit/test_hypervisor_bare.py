@@ -27,7 +27,32 @@ UNKNOWN = BareSpec(
 )
 ON_Q35 = replace(bare_devices.UNKNOWN, board="q35", disk_bus="ahci", cdrom_bus="ahci")
 UEFI = Firmware(code="/usr/share/OVMF/OVMF_CODE_4M.fd", nvram=f"{PLACE}/nvram.fd")
+AAVMF = Firmware(code="/usr/share/AAVMF/AAVMF_CODE.fd", nvram=f"{PLACE}/nvram.fd")
+ARM64 = {"hardware": bare_devices.UNKNOWN_ARM64, "firmware": AAVMF}
+ON_ARM64 = replace(UNKNOWN, hardware=bare_devices.UNKNOWN_ARM64, firmware=AAVMF)
 CASES = {
+    "own-arm64": ON_ARM64,
+    "own-arm64-virtio": replace(
+        ON_ARM64,
+        hardware=replace(
+            bare_devices.UNKNOWN_ARM64,
+            disk_bus="virtio-blk",
+            nic="virtio-net",
+            video="virtio",
+            rng=True,
+            balloon=True,
+            agent_port=True,
+        ),
+        vcpus=2,
+        drives=(*UNKNOWN.drives, Drive(kind="seed", path=f"{PLACE}/seed.iso")),
+        boot=("disk", "network"),
+    ),
+    "own-arm64-secure-boot-tpm": replace(
+        ON_ARM64,
+        hardware=replace(bare_devices.UNKNOWN_ARM64, sound="hda"),
+        firmware=replace(AAVMF, secure=True),
+        tpm=True,
+    ),
     "own-unknown": UNKNOWN,
     "own-virtio": replace(UNKNOWN, hardware=bare_devices.VIRTIO, vcpus=2, accelerator="kvm"),
     "own-floppy-first": replace(
@@ -110,11 +135,12 @@ def test_it_may_reboot_and_nothing_is_on_it_that_was_not_asked_for() -> None:
 
 
 def test_unknown_hardware_has_no_virtio_device() -> None:
-    assert "virtio" not in " ".join(bare.build(UNKNOWN).argv)
+    for unknown in (UNKNOWN, ON_ARM64):
+        assert "virtio" not in " ".join(bare.build(unknown).argv)
 
 
 def test_every_model_can_be_built_on_every_board_that_takes_it() -> None:
-    for board in bare_devices.BOARDS:
+    for board in ("pc", "q35"):
         for bus, row in bare_devices.DISK_BUSES.items():
             for nic in bare_devices.NICS:
                 hardware = replace(bare_devices.UNKNOWN, board=board, disk_bus=bus, nic=nic)
@@ -171,6 +197,15 @@ def test_the_order_of_booting_is_the_order_of_the_words() -> None:
         {"drives": (Drive(kind="disk"),)},
         {"drives": tuple(Drive(kind="disk", path=f"/d{n}") for n in range(5))},
         {"drives": (Drive(kind="tape", path="/t"),)},
+        {"hardware": bare_devices.UNKNOWN_ARM64},  # without firmware
+        {**ARM64, "accelerator": "kvm"},
+        {**ARM64, "nested": True},
+        {**ARM64, "boot": ("network",)},
+        {**ARM64, "drives": (Drive(kind="floppy"),)},
+        {**ARM64, "hardware": replace(bare_devices.UNKNOWN_ARM64, video="std")},
+        {**ARM64, "hardware": replace(bare_devices.UNKNOWN_ARM64, sound="sb16")},
+        {**ARM64, "hardware": replace(bare_devices.UNKNOWN_ARM64, inputs="ps2")},
+        {**ARM64, "hardware": replace(bare_devices.UNKNOWN_ARM64, disk_bus="ahci")},
     ],
 )
 def test_refuses(change: dict[str, Any]) -> None:

@@ -135,10 +135,12 @@ class Twofold:
         name: str | None = None,
         *,
         disk_format: str | None = None,
+        arch: str | None = None,
         on_event: OnEvent | None = None,
     ) -> Image:
-        """``path`` is on the daemon's host; ``disk_format``: None, and its content tells."""
-        body = {"path": path, "name": name, "format": disk_format}
+        """``path`` is on the daemon's host; ``disk_format`` and ``arch`` are of a disk or medium:
+        None, and its content tells."""
+        body = {"path": path, "name": name, "format": disk_format, "arch": arch}
         found = self._operate("POST", at("images", "import"), body, on_event)
         return Image.model_validate(found)
 

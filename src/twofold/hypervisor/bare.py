@@ -10,7 +10,7 @@ Refuses models that do not go together and more disks than a bus takes; runs not
 from dataclasses import dataclass, field
 
 from twofold.errors import InvalidInput
-from twofold.hypervisor import bare_devices, bare_trial, host_pci, machine
+from twofold.hypervisor import bare_devices, bare_trial, host_pci, machine, targets
 from twofold.hypervisor.bare_devices import DISK_BUSES, NICS, DiskBus, Hardware
 from twofold.hypervisor.options import option, plain
 from twofold.runtime.plan import OpenFile
@@ -19,6 +19,7 @@ MINIMUM_MEMORY_BYTES = 4 << 20
 _MIB = 1 << 20
 _SCREEN_BYTES = 64 * _MIB  # the video card's memory and the picture of it
 _TPM_BYTES = 32 * _MIB
+_FLASH_BYTES = 128 * _MIB  # of the board virt: QEMU holds firmware and NVRAM in memory
 _USB_FDSET = 200  # far from those of the drives
 _BOOT = ("disk", "cdrom", "floppy", "network")
 # Linux names a network card by its slot (enp0s16). Were that the next one free, other hardware
@@ -77,21 +78,21 @@ def build(spec: BareSpec) -> machine.Machine:
     _check(spec)
     backends = [_Backend.of(drive, at) for at, drive in enumerate(_named(spec.drives), start=1)]
     argv = [
-        machine.QEMU,
+        target_of(spec.hardware).qemu,
         *machine.confinement(spec.instance_id, "-vnc", "none", *_sleep(spec.hardware.board)),
         *_processor_and_memory(spec),
         *machine.control(),
         # With it SeaBIOS of the q35 board does not even run the network card's ROM.
         *(() if "network" in spec.boot else ("-boot", "strict=on")),
-        *_firmware(spec.firmware, first_set=len(backends) + 1),
+        *_firmware(spec, first_set=len(backends) + 1),
         *(word for backend in backends for word in backend.words()),
-        *_serial(),
+        *_serial(spec.hardware.board),
         *_agent_port(spec.hardware),
         *_drives(spec, backends),
         *_network(spec),
         *_surface(spec.hardware),
         *_sound(spec.hardware),
-        *(_tpm() if spec.tpm else ()),
+        *(_tpm(spec.hardware.board) if spec.tpm else ()),
         *_host_devices(spec),
         *(bare_trial.words() if spec.scratch else ()),
     ]
@@ -106,7 +107,14 @@ def build(spec: BareSpec) -> machine.Machine:
     overhead = machine.HYPERVISOR_BYTES + _SCREEN_BYTES + (_TPM_BYTES if spec.tpm else 0)
     if spec.accelerator == "tcg":
         overhead += machine.TCG_CODE_BYTES
+    if spec.hardware.board == "virt":
+        overhead += _FLASH_BYTES
     return machine.Machine(argv=tuple(argv), open_files=tuple(files), overhead_bytes=overhead)
+
+
+def target_of(hardware: Hardware) -> targets.Target:
+    """Its processor, and the QEMU that emulates it."""
+    return targets.ARM64 if hardware.board == "virt" else targets.AMD64
 
 
 def drive_names(drives: tuple[Drive, ...]) -> tuple[str, ...]:
@@ -167,12 +175,14 @@ def _processor_and_memory(spec: BareSpec) -> list[str]:
     kvm = spec.accelerator == "kvm"
     tcg = f"tcg,thread=multi,tb-size={machine.TCG_CODE_BYTES // _MIB}"
     size = spec.memory_bytes // _MIB
-    board = f"{spec.hardware.board},memory-backend=ram,dump-guest-core=off"
+    pc = spec.hardware.board != "virt"
+    board = spec.hardware.board if pc else target_of(spec.hardware).board
+    board += ",memory-backend=ram,dump-guest-core=off"
     board += "" if spec.hardware.acpi else ",acpi=off"
-    board += "" if spec.hardware.hpet else ",hpet=off"
+    board += "" if spec.hardware.hpet or not pc else ",hpet=off"
     if spec.firmware.code:
         board += ",pflash0=firmware,pflash1=nvram"
-    if spec.firmware.secure:
+    if spec.firmware.secure and pc:
         board += ",smm=on"
     return [
         *("-machine", board),
@@ -187,9 +197,10 @@ def _processor_and_memory(spec: BareSpec) -> list[str]:
 
 def _processor(spec: BareSpec, *, kvm: bool) -> str:
     if spec.hardware.cpu == "baseline":
-        return bare_devices.BASELINE_CPU
+        return bare_devices.BASELINE_CPUS[spec.hardware.board]
     hints = bare_devices.HYPERV_HINTS if kvm and spec.hardware.hyperv else ()
-    return ",".join((machine.processor(kvm, nested=spec.nested), *hints))
+    target = target_of(spec.hardware)
+    return ",".join((machine.processor(kvm, nested=spec.nested, target=target), *hints))
 
 
 def _clock(spec: BareSpec) -> str:
@@ -200,11 +211,14 @@ def _clock(spec: BareSpec) -> str:
 
 def _sleep(board: str) -> list[str]:
     """No sleep states: a guest that fell asleep would look dead, and nothing would wake it."""
+    if board == "virt":  # knows none
+        return []
     chip = "ICH9-LPC" if board == "q35" else "PIIX4_PM"
     return [word for state in ("s3", "s4") for word in ("-global", f"{chip}.disable_{state}=1")]
 
 
-def _firmware(firmware: Firmware, *, first_set: int) -> list[str]:
+def _firmware(spec: BareSpec, *, first_set: int) -> list[str]:
+    firmware = spec.firmware
     if not firmware.code:
         return []
     words = []
@@ -212,16 +226,16 @@ def _firmware(firmware: Firmware, *, first_set: int) -> list[str]:
         words += ["-add-fd", f"fd={{fd:{name}}},set={at},opaque={name}"]
         node = f"driver=raw,node-name={name},read-only={read_only},file.driver=file"
         words += ["-blockdev", f"{node},file.filename=/dev/fdset/{at}"]
-    if firmware.secure:
+    if firmware.secure and spec.hardware.board == "q35":
         words += ["-global", "driver=cfi.pflash01,property=secure,value=on"]
     return words
 
 
-def _serial() -> list[str]:
-    return [
-        *("-chardev", "socket,id=serial,fd={fd:serial}"),
-        *("-device", "isa-serial,chardev=serial,index=0"),
-    ]
+def _serial(board: str) -> list[str]:
+    device = ("-device", "isa-serial,chardev=serial,index=0")
+    if board == "virt":  # which brings it
+        device = ("-serial", "chardev:serial")
+    return ["-chardev", "socket,id=serial,fd={fd:serial}", *device]
 
 
 def _agent_port(hardware: Hardware) -> list[str]:
@@ -298,9 +312,10 @@ def _network(spec: BareSpec) -> list[str]:
         return []
     nic = NICS[spec.hardware.nic]
     boots = "network" in spec.boot
+    rom = boots and spec.hardware.board != "virt"  # the ROMs are for PCs
     device = f"{nic.device},netdev=net0,mac={spec.mac},addr={_NIC_SLOT}"
     # An option ROM that nobody boots from costs time, and hides an iPXE of the user's own.
-    device += f",romfile={nic.boot_rom if boots else ''}"
+    device += f",romfile={nic.boot_rom if rom else ''}"
     if boots:
         device += f",bootindex={_Order(spec.boot).next('network')}"
     return [*("-netdev", "tap,id=net0,fd={fd:tap}"), *("-device", device)]
@@ -308,9 +323,10 @@ def _network(spec: BareSpec) -> list[str]:
 
 def _surface(hardware: Hardware) -> list[str]:
     """What a person would sit in front of, and what else a guest has drivers for."""
-    devices = [bare_devices.VIDEOS[hardware.video]]
+    devices = [bare_devices.VIDEOS[hardware.video][hardware.board]]
     if hardware.usb != "none":
         devices.append(bare_devices.USB_CONTROLLERS[hardware.usb])
+    devices += bare_devices.KEYBOARDS.get(hardware.board, ())
     devices += bare_devices.INPUTS[hardware.inputs]
     if hardware.rng:
         devices.append("virtio-rng-pci")
@@ -328,11 +344,11 @@ def _sound(hardware: Hardware) -> list[str]:
     return words + [word for device in devices for word in ("-device", device)]
 
 
-def _tpm() -> list[str]:
+def _tpm(board: str) -> list[str]:
     return [
         *("-chardev", "socket,id=tpm,fd={fd:tpm}"),
         *("-tpmdev", "emulator,id=tpm0,chardev=tpm"),
-        *("-device", "tpm-crb,tpmdev=tpm0"),
+        *("-device", f"{bare_devices.TPMS[board]},tpmdev=tpm0"),
     ]
 
 
@@ -362,8 +378,10 @@ def _check(spec: BareSpec) -> None:
             raise InvalidInput(
                 f"cannot boot from {kind!r}: it is none of {', '.join(_BOOT)}", hint="--boot disk"
             )
-    if spec.firmware.secure and spec.hardware.board != "q35":
+    if spec.firmware.secure and spec.hardware.board == "pc":
         raise InvalidInput("Secure Boot needs the q35 board", hint="--firmware uefi")
+    if spec.hardware.board == "virt":
+        _check_virt(spec)
     if len([drive for drive in spec.drives if drive.kind == "floppy"]) > 1:
         raise InvalidInput("a machine has one floppy drive")
     for drive in spec.drives:
@@ -371,3 +389,17 @@ def _check(spec: BareSpec) -> None:
             raise InvalidInput(f"drive {drive.kind!r} is none of disk, cdrom, floppy, seed")
         if drive.kind == "disk" and not drive.path:
             raise InvalidInput("a disk without a file")
+
+
+def _check_virt(spec: BareSpec) -> None:
+    if not spec.firmware.code:
+        raise InvalidInput("an arm64 machine has no BIOS, but UEFI", hint="--firmware uefi")
+    if spec.accelerator == "kvm" or spec.nested:
+        raise InvalidInput("an arm64 machine is emulated: no KVM, not --nested either")
+    if any(drive.kind == "floppy" for drive in spec.drives):
+        raise InvalidInput("an arm64 machine has no floppy drive", hint="leave --floppy out")
+    if "network" in spec.boot and not NICS[spec.hardware.nic].virtio:
+        raise InvalidInput(
+            f"the firmware of an arm64 machine cannot boot from an {spec.hardware.nic}",
+            hint="--hardware virtio, or leave network out of --boot",
+        )

@@ -23,7 +23,7 @@ class DiskBus:
     virtio: bool = False
 
 
-_NO_CONTROLLER: dict[str, tuple[str, ...]] = {"pc": (), "q35": ()}
+_NO_CONTROLLER: dict[str, tuple[str, ...]] = {"pc": (), "q35": (), "virt": ()}
 _AHCI = ("ich9-ahci,id=ahci",)
 
 DISK_BUSES: dict[str, DiskBus] = {
@@ -41,20 +41,26 @@ DISK_BUSES: dict[str, DiskBus] = {
         cdrom={"pc": "ide-cd,bus=ahci.{index}", "q35": "ide-cd,bus=ide.{index}"},
         room=6,
     ),
+    # What arm64 servers have; the firmware of the board virt knows no AHCI.
+    "nvme": DiskBus(controllers={"virt": ()}, disk={"virt": "nvme"}, cdrom={}, room=16),
+    # A drive on a USB controller of its own.
+    "usb": DiskBus(
+        controllers={"virt": ("qemu-xhci,id=drives", "usb-bot,id=cd,bus=drives.0")},
+        disk={},
+        cdrom={"virt": "scsi-cd,bus=cd.0,lun={index}"},
+        room=8,
+    ),
     "virtio-blk": DiskBus(
         controllers=_NO_CONTROLLER,
-        disk={"pc": "virtio-blk-pci", "q35": "virtio-blk-pci"},
+        disk=dict.fromkeys(_NO_CONTROLLER, "virtio-blk-pci"),
         cdrom={},
         room=16,
         virtio=True,
     ),
     "virtio-scsi": DiskBus(
-        controllers={
-            "pc": ("virtio-scsi-pci,id=scsi",),
-            "q35": ("virtio-scsi-pci,id=scsi",),
-        },
-        disk={"pc": "scsi-hd,bus=scsi.0", "q35": "scsi-hd,bus=scsi.0"},
-        cdrom={"pc": "scsi-cd,bus=scsi.0", "q35": "scsi-cd,bus=scsi.0"},
+        controllers=dict.fromkeys(_NO_CONTROLLER, ("virtio-scsi-pci,id=scsi",)),
+        disk=dict.fromkeys(_NO_CONTROLLER, "scsi-hd,bus=scsi.0"),
+        cdrom=dict.fromkeys(_NO_CONTROLLER, "scsi-cd,bus=scsi.0"),
         room=16,
         virtio=True,
     ),
@@ -79,7 +85,13 @@ NICS: dict[str, Nic] = {
     "virtio-net": Nic(device="virtio-net-pci", boot_rom="efi-virtio.rom", virtio=True),
 }
 
-VIDEOS: dict[str, str] = {"std": "VGA", "cirrus": "cirrus-vga", "virtio": "virtio-vga"}
+# By board. ramfb is a picture in memory that the firmware sets up: it needs no driver.
+VIDEOS: dict[str, dict[str, str]] = {
+    "std": {"pc": "VGA", "q35": "VGA"},
+    "cirrus": {"pc": "cirrus-vga", "q35": "cirrus-vga"},
+    "ramfb": {"virt": "ramfb"},
+    "virtio": {"pc": "virtio-vga", "q35": "virtio-vga", "virt": "virtio-gpu-pci"},
+}
 
 USB_CONTROLLERS: dict[str, str] = {
     "none": "",
@@ -87,29 +99,36 @@ USB_CONTROLLERS: dict[str, str] = {
     "xhci": "qemu-xhci,id=usb",
 }
 
-# Beside the PS/2 keyboard and mouse of the board. A tablet tells where the pointer is, so that a
+# Beside the PS/2 keyboard and mouse of a PC's board. A tablet tells where the pointer is, so that a
 # screen far away and the guest agree about it.
 INPUTS: dict[str, tuple[str, ...]] = {
     "ps2": (),
     "usb-tablet": ("usb-tablet,bus=usb.0",),
     "virtio": ("virtio-keyboard-pci", "virtio-tablet-pci"),
 }
+# The board virt has none, and its firmware knows but USB.
+KEYBOARDS: dict[str, tuple[str, ...]] = {"virt": ("usb-kbd,bus=usb.0",)}
 # On which board, which devices; what is played goes nowhere.
 SOUND_CARDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "none": {"pc": (), "q35": ()},
+    "none": _NO_CONTROLLER,
     "sb16": dict.fromkeys(("pc", "q35"), ("sb16,audiodev=sound",)),
-    "ac97": dict.fromkeys(("pc", "q35"), ("AC97,audiodev=sound",)),
+    "ac97": dict.fromkeys(_NO_CONTROLLER, ("AC97,audiodev=sound",)),
     "hda": {
         "pc": ("intel-hda,id=hda", "hda-duplex,bus=hda.0,audiodev=sound"),
-        "q35": ("ich9-intel-hda,id=hda", "hda-duplex,bus=hda.0,audiodev=sound"),
+        **dict.fromkeys(
+            ("q35", "virt"),
+            ("ich9-intel-hda,id=hda", "hda-duplex,bus=hda.0,audiodev=sound"),
+        ),
     },
 }
-# The plain x86-64 of 2003, for what stumbles over anything newer; else all that there is.
-BASELINE_CPU = "qemu64,svm=off"
+# The plain x86-64 of 2003, or the first 64-bit Arm, for what stumbles over anything newer; else all
+# that there is.
+BASELINE_CPUS = {"pc": "qemu64,svm=off", "q35": "qemu64,svm=off", "virt": "cortex-a57"}
+TPMS = {"pc": "tpm-crb", "q35": "tpm-crb", "virt": "tpm-tis-device"}
 CPUS = ("full", "baseline")
 # What Windows since Vista asks Hyper-V for and KVM has as well.
 HYPERV_HINTS = ("hv-relaxed", "hv-vapic", "hv-spinlocks=0x1fff", "hv-time")
-BOARDS = ("pc", "q35")
+BOARDS = ("pc", "q35", "virt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +159,16 @@ class Hardware:
 
 # What an operating system finds that nobody knows: the chips that most have had drivers for.
 UNKNOWN = Hardware()
+UNKNOWN_ARM64 = Hardware(
+    board="virt",
+    disk_bus="nvme",
+    cdrom_bus="usb",
+    nic="e1000e",
+    video="ramfb",
+    usb="xhci",
+    inputs="usb-tablet",
+    hpet=False,
+)
 VIRTIO = Hardware(
     board="q35",
     disk_bus="virtio-blk",
@@ -171,6 +200,14 @@ def check(hardware: Hardware) -> None:
             raise InvalidInput(f"{what} {word!r} is none of {', '.join(known)}")
     if hardware.inputs == "usb-tablet" and hardware.usb == "none":
         raise InvalidInput("a usb-tablet needs a USB controller: uhci or xhci")
+    for table, word, what in (
+        (VIDEOS, hardware.video, "screen"),
+        (SOUND_CARDS, hardware.sound, "sound card"),
+    ):
+        if hardware.board not in table[word]:
+            raise InvalidInput(f"a {hardware.board} board has no {word} {what}")
+    if hardware.board == "virt" and (hardware.inputs, hardware.usb) != ("usb-tablet", "xhci"):
+        raise InvalidInput("a virt board has keyboard and pointer on USB (xhci) alone")
     if not DISK_BUSES[hardware.disk_bus].disk.get(hardware.board):
         raise InvalidInput(f"a {hardware.board} board has no {hardware.disk_bus} disks")
     if not DISK_BUSES[hardware.cdrom_bus].cdrom.get(hardware.board):

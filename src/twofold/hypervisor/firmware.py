@@ -12,9 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from twofold.errors import Unsupported
+from twofold.hypervisor import targets
+from twofold.hypervisor.targets import Target
 
 _PLACES = ("/etc/qemu/firmware", "/usr/share/qemu/firmware")
-_SECURE = {"secure-boot", "enrolled-keys", "requires-smm"}
+_KEYS = frozenset({"secure-boot", "enrolled-keys"})
+# On a PC the NVRAM is kept from the guest by System Management Mode; the board virt has nothing of
+# that kind, so there a system's kernel could change which keys count.
+_GUARDED = _KEYS | {"requires-smm"}
+# In QEMU's words: which processor, which board.
+_MACHINES = {"amd64": ("x86_64", "q35"), "arm64": ("aarch64", "virt")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +32,17 @@ class Files:
     nvram: str
 
 
-def find(kind: str, *, places: tuple[str, ...] = _PLACES) -> Files:
+def find(kind: str, *, target: Target = targets.AMD64, places: tuple[str, ...] = _PLACES) -> Files:
     """For ``uefi`` or ``uefi-secure`` (with the keys that Windows and Linux distributions are
     signed by). Raises Unsupported when nothing here fits."""
     for description in _descriptions(places):
-        found = _fits(description, secure=kind == "uefi-secure")
+        found = _fits(description, target.architecture, secure=kind == "uefi-secure")
         if found is not None and os.path.exists(found.code) and os.path.exists(found.nvram):
             return found
     raise Unsupported(
-        f"this host has no firmware for {kind!r}: none is described in {' or '.join(places)}",
-        hint="apt-get install ovmf",
+        f"this host has no {target.architecture} firmware for {kind!r}: none is described in "
+        f"{' or '.join(places)}",
+        hint=f"apt-get install {target.uefi_package}",
     )
 
 
@@ -53,19 +61,21 @@ def _descriptions(places: tuple[str, ...]) -> list[dict[str, Any]]:
     return [one for one in found if isinstance(one, dict)]
 
 
-def _fits(description: dict[str, Any], *, secure: bool) -> Files | None:
+def _fits(description: dict[str, Any], architecture: str, *, secure: bool) -> Files | None:
+    processor, board = _MACHINES[architecture]
+    wanted = _GUARDED if architecture == "amd64" else _KEYS
     try:
         features = set(description["features"])
         mapping = description["mapping"]
         for_us = any(
-            target["architecture"] == "x86_64" and any("q35" in one for one in target["machines"])
+            target["architecture"] == processor and any(board in one for one in target["machines"])
             for target in description["targets"]
         )
         if "uefi" not in description["interface-types"] or mapping["device"] != "flash":
             return None
         if mapping["executable"]["format"] != "raw" or not for_us:
             return None
-        if features & _SECURE != (_SECURE if secure else set()):
+        if features & _GUARDED != (wanted if secure else set()):
             return None
         return Files(
             code=mapping["executable"]["filename"], nvram=mapping["nvram-template"]["filename"]

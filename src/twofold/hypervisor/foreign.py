@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from twofold.errors import Unavailable, Unsupported
-from twofold.hypervisor import interpreter, kernel_source, targets
+from twofold.hypervisor import firmware, interpreter, kernel_source, targets
 from twofold.hypervisor.interpreter import Interpreter
 from twofold.model.progress import Progress
 
@@ -62,9 +62,21 @@ def missing(architecture: str) -> tuple[str, ...]:
     return tuple(name for name, present in there.items() if not present)
 
 
-def require(architecture: str) -> None:
+def missing_for_own_os(architecture: str) -> tuple[str, ...]:
+    """The same of machines that boot an operating system of their own: firmware in place of what
+    our kernel and agent are prepared with."""
+    target = targets.get(architecture)
+    wanted = [] if os.access(target.qemu, os.X_OK) else [target.package]
+    try:
+        firmware.find("uefi", target=target)
+    except Unsupported:
+        wanted.append(target.uefi_package)
+    return tuple(wanted)
+
+
+def require(architecture: str, *, own_os: bool = False) -> None:
     """Before anything long is begun. Raises Unsupported with all that is to be installed."""
-    if wanted := missing(architecture):
+    if wanted := (missing_for_own_os if own_os else missing)(architecture):
         raise Unsupported(
             f"machines with an {architecture} processor are emulated here, and what emulates them "
             "is not installed",

@@ -46,7 +46,7 @@ _ACCOUNTS = {
     "passwd": f"{USER}:x:{USER_ID}:{USER_ID}::/:/nonexistent\n",
     "group": f"{USER}:x:{USER_ID}:\n",
 }
-_FORMAT = 6  # raise it when the layout changes
+_FORMAT = 7  # raise it when the layout changes
 
 
 def ensure(cache_dir: str, progress: Progress, target: Target = targets.AMD64) -> str:

@@ -20,12 +20,14 @@ _ARM_CPU = "max,pauth=off,sve=off,sme=off,lpa2=off"
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """``board`` is of guests with our kernel; ``modules`` and ``firmware`` are QEMU's files that
-    their jail needs. ``loader`` is where programs look for the dynamic linker, and ``libraries``
-    where that one looks by itself."""
+    their jail needs; ``uefi_package`` brings the firmware of machines with an OS of their own.
+    ``loader`` is where programs look for the dynamic linker, and ``libraries`` where that one looks
+    by itself."""
 
     architecture: str
     qemu: str
     package: str
+    uefi_package: str
     board: str
     cpu: str
     console: str
@@ -35,22 +37,23 @@ class Target:
     libraries: str
 
 
+# Graphics of machines with an OS of their own, and USB devices of the host.
+_DISPLAYS = ("hw-display-virtio-gpu.so", "hw-display-virtio-gpu-pci.so")
+_HOST_USB = "hw-usb-host.so"
+_KEYMAP = "keymaps/en-us"  # the VNC server does not start without one
+
 AMD64 = Target(
     architecture="amd64",
     qemu="/usr/bin/qemu-system-x86_64",
     package="qemu-system-x86",
+    uefi_package="ovmf",
     board="q35",
     cpu=_PC_CPU,
     console="ttyS0",
-    modules=(
-        "accel-tcg-x86_64.so",
-        # Graphics of machines with an OS of their own, and USB devices of the host.
-        *("hw-display-virtio-gpu.so", "hw-display-virtio-gpu-pci.so", "hw-display-virtio-vga.so"),
-        "hw-usb-host.so",
-    ),
+    modules=("accel-tcg-x86_64.so", *_DISPLAYS, "hw-display-virtio-vga.so", _HOST_USB),
     firmware=(
         *("bios-256k.bin", "pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin", "vgabios-stdvga.bin"),
-        "keymaps/en-us",  # the VNC server does not start without one
+        _KEYMAP,
     ),
     loader="lib64/ld-linux-x86-64.so.2",
     libraries="lib/x86_64-linux-gnu",
@@ -59,12 +62,14 @@ ARM64 = Target(
     architecture="arm64",
     qemu="/usr/bin/qemu-system-aarch64",
     package="qemu-system-arm",
+    uefi_package="qemu-efi-aarch64",
     # The newer interrupt controller: the older one is for eight processors at most.
     board="virt,gic-version=3",
     cpu=_ARM_CPU,
     console="ttyAMA0",
-    modules=("accel-tcg-aarch64.so",),
-    firmware=(),  # QEMU itself puts the kernel into memory
+    modules=("accel-tcg-aarch64.so", *_DISPLAYS, _HOST_USB),
+    # QEMU itself puts our kernel into memory; UEFI, for others, comes as a descriptor.
+    firmware=(_KEYMAP,),
     loader="lib/ld-linux-aarch64.so.1",
     libraries="lib/aarch64-linux-gnu",
 )

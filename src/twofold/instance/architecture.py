@@ -15,6 +15,10 @@ from twofold.model.instance import InstanceSpec, Isolation
 
 # What a host emulates besides its own: machines of our kernel are made of PCs and of these.
 EMULATED = {"amd64": ("arm64",)}
+_WHY_NOT = {
+    "riscv64": "; kernel, agent and images of such machines come from Debian 12, which has no "
+    "release for it"
+}
 
 
 def check_wanted(wanted: str | None) -> None:
@@ -24,8 +28,10 @@ def check_wanted(wanted: str | None) -> None:
         return
     raise Unsupported(
         f"architecture {wanted!r}: this host is {own}, and Twofold does not emulate that one"
-        f"{_instead()}",
-        hint="leave --arch out, or use a host of that architecture",
+        f"{instead(wanted)}",
+        hint=f"--arch {_emulated()[0]}, or leave it out"
+        if _emulated()
+        else "leave --arch out, or use a host of that architecture",
     )
 
 
@@ -76,15 +82,9 @@ def build_name(name: str, wanted: str | None) -> tuple[str, str | None]:
 
 
 def settle(spec: InstanceSpec, image: Image) -> InstanceSpec:
-    """``spec`` with the processor of its image. Raises Unsupported, InvalidInput."""
+    """``spec`` with the processor of its image, a root file system. Raises Unsupported,
+    InvalidInput."""
     own = host_architecture()
-    if image.kind is not ImageKind.ROOT:
-        if foreign(spec.arch):
-            raise Unsupported(
-                f"--arch {spec.arch}: a machine that boots an operating system of its own is a PC",
-                hint="leave --arch out",
-            )
-        return spec
     its = image.architecture if image.architecture not in ("unknown", "") else own
     if spec.arch is not None and its != spelled(spec.arch):
         raise Unsupported(
@@ -96,7 +96,7 @@ def settle(spec: InstanceSpec, image: Image) -> InstanceSpec:
     if its not in _emulated():
         raise Unsupported(
             f"image {spec.image!r} is for {its}; this host is {own}, and Twofold does not emulate "
-            f"that one{_instead()}",
+            f"that one{instead(its)}",
             hint=f"twofold image import one for {own}",
         )
     if spec.isolation is Isolation.CONTAINER:
@@ -118,5 +118,11 @@ def _emulated() -> tuple[str, ...]:
     return EMULATED.get(host_architecture(), ())
 
 
-def _instead() -> str:
-    return f" (only {', '.join(_emulated())})" if _emulated() else ""
+def is_emulated(other: str) -> bool:
+    return other in _emulated()
+
+
+def instead(other: str) -> str:
+    """What may be had, and why ``other`` may not."""
+    only = f" (only {', '.join(_emulated())})" if _emulated() else ""
+    return f"{only}{_WHY_NOT.get(spelled(other), '')}"

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from twofold.errors import InvalidInput, NotFound
 from twofold.image import names
+from twofold.image.manifest import spelled
 from twofold.image.sources import bootstrap, file
 from twofold.image.store import ImageStore
 from twofold.instance import architecture, kinds
@@ -81,7 +82,7 @@ class ImageDesk:
         try:
             return self.find(name)
         except NotFound:
-            if not _is_builtin(name):
+            if not is_builtin(name):
                 raise
         wanted = names.normalise(name)
         lock = self._building.setdefault(wanted, asyncio.Lock())
@@ -167,13 +168,24 @@ class ImageDesk:
         )
 
     async def import_file(
-        self, operation: Operation, *, path: str, name: str | None, disk_format: str | None = None
+        self,
+        operation: Operation,
+        *,
+        path: str,
+        name: str | None,
+        disk_format: str | None = None,
+        arch: str | None = None,
     ) -> Image:
-        """An OCI layout, docker archive, root file system tarball or disk on this host."""
+        """An OCI layout, docker archive, root file system tarball or disk on this host. ``arch``:
+        of a disk, in place of what its content says."""
+        architecture.check_wanted(arch)
+        its = spelled(arch) if arch else None
         return await self._as_step(
             operation,
             f"Importing {os.path.basename(path.rstrip('/'))}",
-            lambda tell: file.import_file(self._store, path, name, tell, disk_format=disk_format),
+            lambda tell: file.import_file(
+                self._store, path, name, tell, disk_format=disk_format, architecture=its
+            ),
         )
 
     async def remove(self, name: str, *, force: bool) -> list[str]:
@@ -193,7 +205,7 @@ def _imported_before(store: ImageStore, path: str) -> Image | None:
     return store.imported_from(file.origin_of(path, status))
 
 
-def _is_builtin(name: str) -> bool:
+def is_builtin(name: str) -> bool:
     try:
         return names.is_builtin(name)
     except InvalidInput:

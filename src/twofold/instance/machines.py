@@ -37,7 +37,7 @@ class MachineShop:
         """Quick when all is there: three looks at the disk. Raises Unsupported without QEMU."""
         other = architecture.foreign(arch)
         if other:
-            return await self._emulated(operation, other)
+            return await self._emulated(operation, other, kernel=kernel)
         async with self._one_at_a_time:
             jail_dir = await in_thread(
                 operation,
@@ -71,9 +71,9 @@ class MachineShop:
             tsc_khz=tsc_khz,
         )
 
-    async def _emulated(self, operation: Operation, other: str) -> MachineParts:
+    async def _emulated(self, operation: Operation, other: str, *, kernel: bool) -> MachineParts:
         """Parts of a machine with another processor than this host's, beside the host's own."""
-        foreign.require(other)
+        foreign.require(other, own_os=not kernel)
         target = targets.get(other)
         archive = Archive(architecture=other, sources=_sources)
         async with self._one_at_a_time:
@@ -83,19 +83,21 @@ class MachineShop:
                 lambda tell: jail.ensure(f"{self._paths.cache}/{other}", tell, target),
                 quick=True,
             )
-            bundle = await in_thread(
-                operation,
-                f"Preparing the guest kernel for {other}",
-                lambda tell: bundles.ensure(f"{self._paths.kernels}/{other}", tell, archive),
-                quick=True,
-            )
+            bundle = None
+            if kernel:
+                bundle = await in_thread(
+                    operation,
+                    f"Preparing the guest kernel for {other}",
+                    lambda tell: bundles.ensure(f"{self._paths.kernels}/{other}", tell, archive),
+                    quick=True,
+                )
         return MachineParts(
             jail=jail_dir,
-            boot=bundle.directory,
+            boot=bundle.directory if bundle else "",
             disk="",
             accelerator="tcg",
             accelerator_reason=f"the {other} processor is emulated: this host has none",
-            kernel=bundle.release,
+            kernel=bundle.release if bundle else "",
         )
 
     async def make_data_disk(self, path: str) -> None:

@@ -15,11 +15,20 @@ from typing import Any
 
 from twofold.errors import Conflict, NoSpace, TwofoldError
 from twofold.hypervisor import foreign
-from twofold.instance import architecture, facts, names, own_os, own_os_files, states
+from twofold.instance import (
+    architecture,
+    facts,
+    names,
+    own_os,
+    own_os_files,
+    own_os_processor,
+    states,
+)
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.exposure import Exposer
 from twofold.instance.forking import Forks
 from twofold.instance.guest_agents import GuestAgents
+from twofold.instance.images import is_builtin
 from twofold.instance.lifecycle import Lifecycle
 from twofold.instance.limits import Limits
 from twofold.instance.opening import Opening
@@ -35,7 +44,7 @@ from twofold.instance.suspending import Suspension
 from twofold.instance.templates import TemplateDesk
 from twofold.instance.usage import Gauge
 from twofold.instance.walls import ContainerWall, VmWall, Wall, make_directory, word_of
-from twofold.model.image import Image
+from twofold.model.image import Image, ImageKind
 from twofold.model.instance import InstanceSpec, State
 from twofold.operations import Operation
 from twofold.runtime import plan
@@ -101,12 +110,19 @@ class InstanceManager:
         the caller has ``make_durable`` to await before it says that there is one."""
         self._check_ports(spec)
         architecture.check_wanted(spec.arch)
-        if other := architecture.foreign(spec.arch):
-            foreign.require(other)  # before its image is built, for minutes
         await self._free_name(spec.name)
         wanted = architecture.image_name(spec.image, spec.arch, self.rooms.images.find)
+        other = architecture.foreign(spec.arch)
+        if other and is_builtin(wanted):
+            foreign.require(other)  # before it is built, for minutes
         image = await self.rooms.images.ensure(wanted, operation)
-        spec = architecture.settle(spec.model_copy(update={"image": wanted}), image)
+        spec = spec.model_copy(update={"image": wanted})
+        if image.kind is ImageKind.ROOT:
+            spec = architecture.settle(spec, image)
+        else:
+            spec = await asyncio.to_thread(own_os_processor.settle, spec, image)
+        if other := architecture.foreign(spec.arch):
+            foreign.require(other, own_os=image.kind is not ImageKind.ROOT)
         spec = own_os.settle(spec, image)
         wall = self.walls[word_of(spec)]
         wall.check(spec)

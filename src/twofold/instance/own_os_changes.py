@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from twofold.errors import Conflict, InvalidInput, Unsupported
-from twofold.hypervisor import firmware, media
+from twofold.hypervisor import media
 from twofold.instance import own_os, own_os_files, own_os_hardware, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.driver_trial import DriverTrial
@@ -169,7 +169,7 @@ class Refitting:
         gets = replace(gets, before=remembered, drivers=has.drivers)
         async with operation.step(f"Refitting {record.name}"):
             if gets.firmware != "bios" and not os.path.exists(own_os.nvram_file(directory)):
-                files = await asyncio.to_thread(firmware.find, gets.firmware)
+                files = await asyncio.to_thread(own_os_files.firmware_of, gets)
                 nvram = own_os.nvram_file(directory)
                 await asyncio.to_thread(disk.copy, files.nvram, nvram)
             await asyncio.to_thread(own_os_files.write_fitting, directory, gets)

@@ -10,6 +10,7 @@ import json
 import os
 
 from twofold.errors import TwofoldError
+from twofold.hypervisor import bare, firmware
 from twofold.instance.own_os import Fitting, fitting_from_dict
 from twofold.linux.syncfs import syncfs
 from twofold.storage import disk, moments
@@ -20,6 +21,11 @@ _FITTING = "hardware.json"
 def scratch_file(directory: str) -> str:
     """For a trial of drivers: empty, and of no interest afterwards."""
     return f"{directory}/scratch.img"
+
+
+def firmware_of(fitting: Fitting) -> firmware.Files:
+    """Of the host. Raises Unsupported where it is not installed."""
+    return firmware.find(fitting.firmware, target=bare.target_of(fitting.hardware))
 
 
 def link_to(source: str, path: str) -> None:

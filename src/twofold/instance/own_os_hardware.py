@@ -10,9 +10,9 @@ from dataclasses import asdict
 from typing import Any
 
 from twofold import osinfo
-from twofold.hypervisor import tpm
+from twofold.hypervisor import bare, tpm
 from twofold.hypervisor.bare_devices import Hardware
-from twofold.instance import virtio_win
+from twofold.instance import own_os_processor, virtio_win, vm
 from twofold.instance.own_os import Fitting
 from twofold.model.image import Image
 from twofold.model.instance import InstanceSpec
@@ -25,9 +25,6 @@ _NO_TPM = "swtpm is not installed"
 # What is left out of ``show``: it says nothing that a user could change or see.
 _UNSAID = frozenset({"disk_bytes"})
 
-# What an x86-64 processor runs, in osinfo-db's words; None where nothing is said.
-_RUN_HERE = (None, "all", "x86_64", "i386", "i486", "i586", "i686")
-
 
 def choose(
     spec: InstanceSpec, image: Image, *, hardware: str = "", drivers: frozenset[str] = frozenset()
@@ -36,7 +33,10 @@ def choose(
 
     ``hardware`` in place of what the spec says. Raises NotFound for an unknown ``--os``.
     """
-    system, rule, doubts = _system(spec, image)
+    system, rule = _system(spec, image)
+    processor, doubt = own_os_processor.reason(spec, image)
+    doubts = (doubt,) if doubt else ()
+    architecture = vm.architecture(spec)
     said = "hardware" in spec.model_fields_set
     asked = hardware or (spec.hardware.value if said else "auto")
     at_hand = frozenset[str]()
@@ -50,8 +50,9 @@ def choose(
         media_only=spec.media != "disk" and not spec.disks,
         facts=image.disk,
         drivers=drivers | at_hand,
+        architecture=architecture,
     )
-    reasons = {"operating system": rule}
+    reasons = {"operating system": rule, "processor": processor}
     for name, reason in choice.reasons.items():
         if name not in _UNSAID and (name != "sound" or spec.sound):
             reasons[name] = f"{_shown(name, getattr(choice, name))}: {reason}"
@@ -99,22 +100,16 @@ def choose(
     return fitting, (*warnings, *doubts)
 
 
-def _system(spec: InstanceSpec, image: Image) -> tuple[osinfo.System | None, str, tuple[str, ...]]:
-    """The system, the rule that says so, and what speaks against the medium."""
-    match = osinfo.identify(image.disk) if image.disk else None
-    doubts: tuple[str, ...] = ()
-    if match is not None and match.architecture not in _RUN_HERE:
-        doubts = (
-            f"the image is of {match.system.name} for {match.architecture}; this machine has an "
-            "x86-64 processor",
-        )
+def _system(spec: InstanceSpec, image: Image) -> tuple[osinfo.System | None, str]:
+    """The system, and the rule that says so."""
     if spec.os:
         system = osinfo.find(spec.os)
-        return system, f"{system.id}: --os", doubts
+        return system, f"{system.id}: --os"
+    match = osinfo.identify(image.disk) if image.disk else None
     if match is None:
-        return None, "unknown: nothing on it tells; --os ID does", doubts
+        return None, "unknown: nothing on it tells; --os ID does"
     doubt = "" if match.certain else " (a guess; --os ID knows better)"
-    return match.system, f"{match.system.id}: {match.rule}{doubt}", doubts
+    return match.system, f"{match.system.id}: {match.rule}{doubt}"
 
 
 def _shown(name: str, value: object) -> str:
@@ -130,6 +125,7 @@ def facts(fitting: Fitting) -> dict[str, Any]:
     seen = {"virtio_drivers_seen": ", ".join(fitting.drivers)} if fitting.drivers else {}
     return {
         "hardware": fitting.profile,
+        "processor": bare.target_of(fitting.hardware).architecture,
         "operating_system": fitting.os or "unknown",
         "firmware": fitting.firmware,
         **seen,

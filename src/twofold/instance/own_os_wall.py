@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from twofold.errors import InvalidInput
-from twofold.hypervisor import bare_devices, bare_trial, firmware, tpm
+from twofold.hypervisor import bare_devices, bare_trial, tpm
 from twofold.instance import (
     own_os,
     own_os_devices,
@@ -51,7 +51,7 @@ class OwnOsWall:
         for warning in warnings:
             operation.warn(warning, f"twofold show {record.name}")
         if fitting.firmware != "bios":
-            files = await asyncio.to_thread(firmware.find, fitting.firmware)
+            files = await asyncio.to_thread(own_os_files.firmware_of, fitting)
             await asyncio.to_thread(disk.copy, files.nvram, own_os.nvram_file(directory))
         await self._make_disks(spec, image, directory, operation)
         for number, name in enumerate(spec.cdrom):
@@ -132,10 +132,10 @@ class OwnOsWall:
         on_trial = record.id in self._on_trial
         if on_trial:
             await asyncio.to_thread(disk.empty, scratch, bare_trial.SCRATCH_BYTES)
-        parts = await self._machines.parts(operation, kernel=False)
+        parts = await self._machines.parts(operation, kernel=False, arch=record.spec.arch)
         code = ""
         if fitting.firmware != "bios":
-            code = (await asyncio.to_thread(firmware.find, fitting.firmware)).code
+            code = (await asyncio.to_thread(own_os_files.firmware_of, fitting)).code
         made = own_os.machine_plan(
             record.spec,
             record.allocation,

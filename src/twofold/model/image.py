@@ -51,6 +51,12 @@ class DiskFacts(BaseModel):
     partition_table: PartitionTable = PartitionTable.NONE
     boot_bios: bool = False
     boot_uefi: bool = False
+    processors: list[str] = Field(
+        default_factory=list,
+        description="for which it has UEFI boot loaders",
+        examples=[["arm64"]],
+    )
+    stated_processor: str = Field(default="", description="what the import was told")
     volume_id: str = ""
     system_id: str = ""
     publisher_id: str = ""
@@ -62,7 +68,8 @@ class Image(BaseModel):
     """``digest`` is that of the OCI manifest; ``layers`` are diff ids, lowest first.
 
     An image whose ``kind`` is not ``root`` has ``disk`` and no layers, and its configuration is
-    empty; its ``os`` and ``architecture`` are "unknown" until somebody identifies it.
+    empty; its ``os`` is "unknown" until somebody identifies it, and so is its ``architecture``
+    where neither the import was told nor boot loaders for one processor tell.
     """
 
     digest: str = Field(examples=["sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822c"])

@@ -22,13 +22,13 @@ FIRMWARE = ("auto", "bios", "uefi", "uefi-secure")
 class Choice:
     """What a guest gets. ``reasons`` has a sentence for every field but itself and ``warnings``.
 
-    Words: ``machine`` pc (i440FX, PIIX IDE) or q35 (AHCI); ``disk`` and ``cdrom`` the bus: ide,
-    ahci, virtio-blk, virtio-scsi; ``nic`` virtio-net, e1000e, e1000, rtl8139, pcnet, ne2k_pci;
-    ``video`` std, cirrus, virtio; ``input`` ps2, usb-tablet, virtio; ``usb`` none, uhci, xhci (the
-    controller); ``sound`` what a guest gets that asks for sound: ac97, hda, sb16; ``cpu`` full (all
-    the accelerator has) or baseline (the plain x86-64 of QEMU's ``qemu64``); ``hyperv`` the
-    hints of Microsoft's hypervisor, where KVM can give them; ``agent_port`` the guest can open a
-    virtio serial port.
+    Words: ``machine`` pc (i440FX, PIIX IDE), q35 (AHCI), or virt of an arm64 one; ``disk`` and
+    ``cdrom`` the bus: ide, ahci, nvme, usb, virtio-blk, virtio-scsi; ``nic`` virtio-net, e1000e,
+    e1000, rtl8139, pcnet, ne2k_pci; ``video`` std, cirrus, ramfb, virtio; ``input`` ps2, usb-
+    tablet, virtio; ``usb`` none, uhci, xhci (the controller); ``sound`` what a guest gets that asks
+    for sound: ac97, hda, sb16; ``cpu`` full (all the accelerator has) or baseline (the first
+    x86-64, the first 64-bit Arm); ``hyperv`` the hints of Microsoft's hypervisor, where KVM can
+    give them; ``agent_port`` the guest can open a virtio serial port.
     """
 
     hardware: str
@@ -65,12 +65,14 @@ def choose(
     media_only: bool = False,
     facts: MediaFacts | None = None,
     drivers: Collection[str] = (),
+    architecture: str = "amd64",
 ) -> Choice:
     """``system`` None: unknown. ``media_only``: it has no disk, it lives on its CD or floppy.
     ``facts`` are those of what it boots from. ``drivers`` are virtio drivers (``block``, ``net``,
     ``scsi`` …) that it is known to have besides those in the box: added later, or seen to work.
 
-    Raises InvalidInput for a hardware or firmware that is not one of the words above.
+    Raises InvalidInput for a hardware or firmware that is not one of the words above, and for a
+    BIOS of an ``architecture`` that has none.
     """
     for name, value, words in (
         ("hardware", hardware, HARDWARE),
@@ -85,6 +87,7 @@ def choose(
         media_only=media_only,
         facts=facts,
         drivers=frozenset(drivers),
+        arm64=architecture == "arm64",
     )
     # The order matters: a later rule may ask what an earlier one chose.
     for rule in (*rules_machine.RULES, *rules_devices.RULES, *rules_resources.RULES):

@@ -22,6 +22,7 @@ class Subject:
     media_only: bool
     facts: MediaFacts | None
     drivers: frozenset[str]
+    arm64: bool = False  # else a PC
     chosen: dict[str, Any] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -39,6 +40,8 @@ class Subject:
     @property
     def unknown(self) -> str:
         """The rule for a system that nobody knows."""
+        if self.arm64:
+            return "unknown system: NVMe, e1000e, a frame buffer: what most for arm64 know"
         if self.on_floppy:
             return "unknown system on a floppy, so an old one: IDE, NE2000, VGA"
         return "unknown system: IDE, e1000, VGA: the most widely supported set"

@@ -3,12 +3,13 @@
 from twofold.osinfo.rules import OURS, Subject
 
 # Emulated network cards, the fastest first. e1000e is PCI Express and wants q35.
-_NICS = ("e1000e", "e1000", "rtl8139", "pcnet", "ne2k_pci")
+_NICS: tuple[str, ...] = ("e1000e", "e1000", "rtl8139", "pcnet", "ne2k_pci")
+_ARM64_NICS = _NICS[:2]  # the others' age had no 64-bit Arm
 _OLD_WINDOWS_YEAR = 2001
 
 
 def disk(subject: Subject) -> None:
-    emulated = "ahci" if subject.chosen["machine"] == "q35" else "ide"
+    emulated = {"q35": "ahci", "virt": "nvme"}.get(subject.chosen["machine"], "ide")
     for name, bus in (("block", "virtio-blk"), ("scsi", "virtio-scsi")):
         reason = subject.virtio(name) if subject.paravirtual else None
         if reason is not None:
@@ -16,6 +17,9 @@ def disk(subject: Subject) -> None:
             break
     else:
         subject.choose("disk", emulated, _emulated_disk(subject, emulated))
+    if subject.arm64:
+        subject.choose("cdrom", "usb", f"what the firmware boots a CD from ({OURS})")
+        return
     words = "where the chipset has it, and what every firmware boots a CD from"
     subject.choose("cdrom", emulated, f"{words} ({OURS})")
 
@@ -23,6 +27,8 @@ def disk(subject: Subject) -> None:
 def _emulated_disk(subject: Subject, bus: str) -> str:
     if subject.system is None:
         return subject.unknown
+    if bus == "nvme":
+        return f"as arm64 servers have; the firmware boots from it ({OURS})"
     if bus == "ide":
         return f"the PIIX IDE of an i440FX, which {subject.name} needs no other driver for ({OURS})"
     return f"the AHCI of a q35, which {subject.name} knows ({OURS})"
@@ -33,7 +39,9 @@ def nic(subject: Subject) -> None:
     if reason is not None:
         subject.choose("nic", "virtio-net", reason)
         return
-    cards = _NICS if subject.chosen["machine"] == "q35" else _NICS[1:]
+    cards = _ARM64_NICS if subject.arm64 else _NICS
+    if subject.chosen["machine"] == "pc":
+        cards = _NICS[1:]
     found = subject.known(*cards)
     if found is not None:
         reason = f"{subject.name} has a driver for {found[0]} ({found[1].words()})"
@@ -43,6 +51,9 @@ def nic(subject: Subject) -> None:
 
 
 def _usual_nic(subject: Subject) -> tuple[str, str]:
+    if subject.arm64:
+        known = f"no card is listed for {subject.name}; systems for arm64 know this one ({OURS})"
+        return "e1000e", subject.unknown if subject.system is None else known
     if subject.system is None:
         return "ne2k_pci" if subject.on_floppy else "e1000", subject.unknown
     if subject.windows and subject.before(_OLD_WINDOWS_YEAR):
@@ -58,6 +69,9 @@ def video(subject: Subject) -> None:
     reason = subject.virtio("gpu") if subject.paravirtual and not subject.nothing_known else None
     if reason is not None:
         subject.choose("video", "virtio", reason)
+    elif subject.arm64:
+        words = "a frame buffer that the firmware sets up and every system can draw on"
+        subject.choose("video", "ramfb", f"{words} ({OURS})")
     elif subject.windows and subject.before(2006):
         reason = f"Windows before Vista brings a driver for Cirrus Logic's GD5446 ({OURS})"
         subject.choose("video", "cirrus", reason)
@@ -68,7 +82,12 @@ def video(subject: Subject) -> None:
 
 
 def pointer(subject: Subject) -> None:
-    """Keyboards are PS/2 in any case; this is about the pointer and its controller."""
+    """A PC's keyboard is PS/2 in any case; this is about the pointer and its controller."""
+    if subject.arm64:
+        reason = f"with a keyboard of that kind: the firmware knows no other ({OURS})"
+        subject.choose("input", "usb-tablet", reason)
+        subject.choose("usb", "xhci", "keyboard and tablet need a controller")
+        return
     controller = subject.known("qemu-xhci", "nec-xhci")
     usb = "xhci" if controller is not None else "uhci"
     said = f"a driver for xHCI ({controller[1].words()})" if controller else "no word of xHCI"
@@ -94,6 +113,7 @@ def sound(subject: Subject) -> None:
             subject.choose("sound", model, reason)
             return
     model = "sb16" if subject.before(2000) else "ac97"
+    model = "hda" if subject.arm64 else model
     subject.choose("sound", model, f"off unless asked for; then this ({OURS})")
 
 

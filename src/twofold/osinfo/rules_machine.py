@@ -1,5 +1,6 @@
 """Rules for what the guest stands on: profile, firmware, chipset, clock, processor, TPM."""
 
+from twofold.errors import InvalidInput
 from twofold.osinfo.rules import OURS, Subject
 
 
@@ -39,6 +40,8 @@ def _firmware(subject: Subject) -> tuple[str, str]:
     system, facts = subject.system, subject.facts
     said = dict(system.firmware) if system is not None else {}
     wish = subject.asked_firmware
+    if wish == "bios" and subject.arm64:
+        raise InvalidInput("an arm64 machine has no BIOS, but UEFI", hint="--firmware uefi")
     if wish != "auto":
         kind = "bios" if wish == "bios" else "efi"
         if kind in said and not said[kind][0]:
@@ -48,6 +51,8 @@ def _firmware(subject: Subject) -> tuple[str, str]:
         return wish, "asked for"
     if needs_trust(subject):
         return "uefi-secure", f"{subject.name} wants UEFI with Secure Boot ({OURS})"
+    if subject.arm64:
+        return "uefi", f"an arm64 machine has no other ({OURS})"
     if "bios" in said and not said["bios"][0]:
         return "uefi", f"{subject.name} does not start from a BIOS ({said['bios'][1].words()})"
     if facts is not None and facts.boot_uefi and not facts.boot_bios:
@@ -72,7 +77,9 @@ def tpm(subject: Subject) -> None:
 
 def machine(subject: Subject) -> None:
     known = subject.known("q35")
-    if subject.chosen["firmware"].startswith("uefi"):
+    if subject.arm64:
+        subject.choose("machine", "virt", f"QEMU's board for 64-bit Arm, by UEFI and ACPI ({OURS})")
+    elif subject.chosen["firmware"].startswith("uefi"):
         subject.choose("machine", "q35", f"UEFI is at home on it ({OURS})")
     elif subject.family in ("dos", "win9x", "netware"):
         subject.choose("machine", "pc", f"{subject.name} knows PIIX IDE, not AHCI ({OURS})")
@@ -95,7 +102,9 @@ def clock(subject: Subject) -> None:
 
 
 def timers(subject: Subject) -> None:
-    if subject.windows:
+    if subject.arm64:
+        subject.choose("hpet", False, "a PC's; the processor's own timer is there")
+    elif subject.windows:
         subject.choose("hpet", False, f"Windows asks it so often that it costs speed ({OURS})")
     elif subject.family == "dos":
         subject.choose("hpet", False, f"DOS makes no use of it ({OURS})")

@@ -36,6 +36,11 @@ class ImportRequest(Strict):
         description="of a disk: qcow2, raw, vmdk, vdi, vhdx, iso, floppy; null: its content tells",
         examples=["raw"],
     )
+    arch: Line | None = Field(
+        default=None,
+        description="of a disk or medium: its processor; null: its content tells",
+        examples=["arm64"],
+    )
 
 
 @router.get("/images", response_model=list[Image], summary="All images")
@@ -76,7 +81,7 @@ async def import_image(request: Request, body: ImportRequest) -> Response:
 
     async def work(operation: Operation) -> Any:
         image = await house.images.import_file(
-            operation, path=body.path, name=body.name, disk_format=body.format
+            operation, path=body.path, name=body.name, disk_format=body.format, arch=body.arch
         )
         return (await recognised(image)).model_dump(mode="json")
 

@@ -22,6 +22,7 @@ EXAMPLES = (
     "twofold image import openbsd.img",
     "twofold image import appliance.qcow2 appliance",
     "twofold image import disk.bin --format raw",
+    "twofold image import board.img --arch arm64",
 )
 DESCRIPTION = """\
 Takes an OCI layout (directory or tar), a docker-archive (docker save) or a plain root file system
@@ -40,6 +41,9 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "--format", choices=FORMATS, help="of a disk; default: what its content says"
     )
+    parser.add_argument(
+        "--arch", help="processor of a disk or medium; default: what its UEFI boot loader is for"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="draw no progress")
 
 
@@ -52,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         image = Client(Paths(args.root)).operate(
             "POST",
             url("images", "import"),
-            body={"path": path, "name": args.name, "format": args.format},
+            body={"path": path, "name": args.name, "format": args.format, "arch": args.arch},
             on_event=progress.event,
             on_idle=progress.tick,
         )

@@ -94,11 +94,21 @@ def _write_disk(disk: dict[str, Any], *, verified: bool) -> None:
             ("checksum", f"{disk.get('checksum')}{' (verified now)' if verified else ''}"),
             ("partitions", disk.get("partition_table")),
             ("boots with", ", ".join(firmware) or "neither BIOS nor UEFI, as it seems"),
+            ("processor", _processor(disk)),
             ("volume", disk.get("volume_id")),
             ("system", disk.get("system_id")),
             ("publisher", disk.get("publisher_id")),
             ("application", disk.get("application_id")),
         ],
+    )
+
+
+def _processor(disk: dict[str, Any]) -> str:
+    if disk.get("stated_processor"):
+        return f"{disk['stated_processor']}: said when it was imported"
+    found = ", ".join(disk.get("processors") or [])
+    return (
+        f"{found}: by the UEFI boot loaders on it" if found else "nothing in its partitions tells"
     )
 
 

@@ -43,6 +43,11 @@ _NAMES: dict[str, dict[str, str]] = {
     "mmdebstrap": {"suse": ""},
     "osinfo-db": {},
     "ovmf": {"fedora": "edk2-ovmf", "arch": "edk2-ovmf", "suse": "qemu-ovmf-x86_64"},
+    "qemu-efi-aarch64": {
+        "fedora": "edk2-aarch64",
+        "arch": "edk2-aarch64",
+        "suse": "qemu-uefi-aarch64",
+    },
     "qemu-system-arm": {
         "fedora": "qemu-system-aarch64",
         "arch": "qemu-system-aarch64",

@@ -100,10 +100,17 @@ def qemu(survey: Survey) -> Iterable[Fact]:
 
 def other_processors(survey: Survey) -> Iterable[Fact]:
     """Machines of another processor than this host's are a wish, so nothing that is missing."""
-    missing = foreign.missing(targets.ARM64.architecture)
+    arm64 = targets.ARM64.architecture
+    wanted = {
+        "file system images": foreign.missing(arm64),
+        "disks and install media": foreign.missing_for_own_os(arm64),
+    }
     found = f"emulated by {targets.ARM64.qemu}"
-    if missing:
-        found = f"--arch arm64 wants: {'; '.join(survey.install(name) for name in missing)}"
+    if any(wanted.values()):
+        found = "--arch arm64 wants, for " + "; for ".join(
+            f"{what}: {'; '.join(survey.install(name) for name in names) or 'nothing more'}"
+            for what, names in wanted.items()
+        )
     yield Fact(
         id="arm64",
         title="Machines with an arm64 processor",

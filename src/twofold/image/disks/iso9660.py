@@ -31,6 +31,7 @@ class Volume:
     size_bytes: int
     boot_bios: bool
     boot_uefi: bool
+    efi_at: tuple[int, ...]  # where the images that UEFI boots begin, in bytes
     root: tuple[int, int]  # of the uppermost directory: its first sector, its length in bytes
 
 
@@ -56,7 +57,7 @@ def read(source: Source) -> Volume:
         raise source.refuse(f"it has more than {_MAX_DESCRIPTORS} volume descriptors")
     if primary is None:
         raise source.refuse("it has no primary volume descriptor")
-    platforms = set() if catalog_sector is None else _platforms(source, catalog_sector)
+    platforms = {} if catalog_sector is None else _platforms(source, catalog_sector)
     (block_bytes,) = struct.unpack_from("<H", primary, 128)
     (blocks,) = struct.unpack_from("<I", primary, 80)
     if block_bytes != SECTOR_BYTES:
@@ -75,6 +76,7 @@ def read(source: Source) -> Volume:
         size_bytes=size_bytes,
         boot_bios=_X86 in platforms,
         boot_uefi=_EFI in platforms,
+        efi_at=platforms.get(_EFI, ()),
         root=(struct.unpack_from("<I", primary, 158)[0], struct.unpack_from("<I", primary, 166)[0]),
     )
 
@@ -97,8 +99,9 @@ def root_names(source: Source) -> frozenset[str]:
     return frozenset(names)
 
 
-def _platforms(source: Source, sector: int) -> set[int]:
-    """For which firmware the catalog has something to boot; nothing when it is no catalog."""
+def _platforms(source: Source, sector: int) -> dict[int, tuple[int, ...]]:
+    """For which firmware the catalog has something to boot, and where that begins; nothing when it
+    is no catalog."""
     offset = sector * SECTOR_BYTES
     if offset + SECTOR_BYTES > source.size_bytes:
         raise source.refuse("its boot catalog is beyond the end of the file")
@@ -109,17 +112,23 @@ def _platforms(source: Source, sector: int) -> set[int]:
     validation, default, *rest = entries
     words = struct.unpack("<16H", validation)
     if validation[0] != 1 or validation[30:] != b"\x55\xaa" or sum(words) & 0xFFFF:
-        return set()
-    found = {validation[1]} if default[0] == _BOOTABLE else set()
+        return {}
+    found: dict[int, tuple[int, ...]] = {}
+    if default[0] == _BOOTABLE:
+        found[validation[1]] = (_place(default),)
     platform = -1
     for entry in rest:
         if entry[0] in (0x90, 0x91):
             platform = entry[1]
         elif entry[0] == _BOOTABLE and platform >= 0:
-            found.add(platform)
+            found[platform] = (*found.get(platform, ()), _place(entry))
         elif entry[0] == 0 and platform < 0:
             break
     return found
+
+
+def _place(entry: bytes) -> int:
+    return int.from_bytes(entry[8:12], "little") * SECTOR_BYTES
 
 
 def _text(raw: bytes) -> str:

@@ -62,7 +62,7 @@ def image_of(digest: str, record: DiskRecord) -> Image:
         digest=digest,
         names=[],
         kind=record.kind,
-        architecture="unknown",
+        architecture=_architecture(record.facts),
         os="unknown",
         created_at=record.created_at,
         size_bytes=record.facts.used_bytes,
@@ -71,6 +71,12 @@ def image_of(digest: str, record: DiskRecord) -> Image:
         source="",
         disk=record.facts,
     )
+
+
+def _architecture(facts: DiskFacts) -> str:
+    if facts.stated_processor:
+        return facts.stated_processor
+    return facts.processors[0] if len(facts.processors) == 1 else "unknown"
 
 
 def facts_of(image: Image) -> DiskFacts:

@@ -6,12 +6,12 @@ file, an encrypted one, and one whose sizes make no sense.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from twofold.errors import Conflict, InvalidInput, NoSpace, NotFound
 from twofold.image import names
-from twofold.image.disks import content, detect, iso9660, partitions, qcow2, vdi, vhdx, vmdk
+from twofold.image.disks import content, detect, efi, iso9660, partitions, qcow2, vdi, vhdx, vmdk
 from twofold.image.disks.content import Content
 from twofold.image.disks.convert import convert
 from twofold.image.disks.header import Header, check_size
@@ -29,6 +29,7 @@ _INSPECTORS: dict[str, Callable[[Source, Progress], Header]] = {
     "vhdx": vhdx.inspect,
 }
 _SECTOR_BYTES = 512
+_MOST_SYSTEM_PARTITIONS = 4  # that are looked into
 
 
 def recognise(fd: int, path: str) -> str:
@@ -53,10 +54,12 @@ def import_disk(
     origin: str,
     disk_format: str,
     stated: bool,
+    architecture: str,
     working: str,
     progress: Progress,
 ) -> Image:
-    """Bring the disk in the open file into the store, within ``store.working()``.
+    """Bring the disk in the open file into the store, within ``store.working()``. ``architecture``
+    is what the user says of it, "" where its content is to tell.
 
     Raises InvalidInput, Unsupported, NoSpace, Conflict; the store is then unchanged.
     """
@@ -72,6 +75,7 @@ def import_disk(
         else:
             found = _copy(source, kind, draft, progress)
         facts = _facts(draft, source, kind, found, disk_format)
+        facts = facts.model_copy(update={"stated_processor": architecture})
     created = datetime.fromtimestamp(max(0, int(os.fstat(fd).st_mtime)), UTC)
     return store.add_disk(
         DiskRecord(kind=kind, created_at=created.strftime("%Y-%m-%dT%H:%M:%SZ"), facts=facts),
@@ -171,6 +175,7 @@ def _facts(
             partition_table=layout.partition_table,
             boot_bios=layout.boot_bios,
             boot_uefi=layout.boot_uefi,
+            processors=_processors(disk, layout.efi_at),
         )
         if kind is ImageKind.CDROM:
             volume = iso9660.read(disk)
@@ -178,6 +183,7 @@ def _facts(
                 update={
                     "boot_bios": volume.boot_bios,
                     "boot_uefi": volume.boot_uefi,
+                    "processors": _processors(disk, (*volume.efi_at, *layout.efi_at)),
                     "volume_id": volume.volume_id,
                     "system_id": volume.system_id,
                     "publisher_id": volume.publisher_id,
@@ -187,11 +193,20 @@ def _facts(
             )
         if kind is ImageKind.FLOPPY:
             return facts.model_copy(
-                update={"partition_table": PartitionTable.NONE, "boot_uefi": False}
+                update={
+                    "partition_table": PartitionTable.NONE,
+                    "boot_uefi": False,
+                    "processors": [],
+                }
             )
         return facts
     finally:
         os.close(fd)
+
+
+def _processors(disk: Source, places: Sequence[int]) -> list[str]:
+    found = (efi.processors(disk, at) for at in places[:_MOST_SYSTEM_PARTITIONS])
+    return sorted(set().union(*found))
 
 
 def check_format(name: str) -> str:

@@ -51,12 +51,13 @@ def import_file(
     progress: Progress = silent,
     *,
     disk_format: str | None = None,
+    architecture: str | None = None,
 ) -> Image:
     """Bring the image in ``path`` into the store and point ``name`` at it.
 
     Without a name: the one that the archive states, or else one made from the file's.
     ``disk_format`` says that it is a disk, and which (``disks.detect.FORMATS``); else the content
-    tells.
+    tells. ``architecture`` is that of a disk, else its content tells.
     Raises NotFound, InvalidInput, Corrupt, Unsupported, NoSpace; the store is then unchanged.
     """
     if name is not None:
@@ -64,6 +65,7 @@ def import_file(
     if disk_format is not None:
         disk.check_format(disk_format)
     if os.path.isdir(path):
+        _refuse_architecture(path, architecture)
         with storage_errors(f"read {path!r}"), store.working() as working:
             layout = DirectoryArchive(path)
             try:
@@ -75,6 +77,8 @@ def import_file(
     with _opened(path) as fd, storage_errors(f"import {path!r}"), store.working() as working:
         task = _Import(store, path, name, working, progress, origin=origin_of(path, os.fstat(fd)))
         kind = disk_format or disk.recognise(fd, path) or _detect(fd, path)
+        if kind in _ARCHIVES:
+            _refuse_architecture(path, architecture)
         if kind not in _ARCHIVES:
             return disk.import_disk(
                 store,
@@ -84,6 +88,7 @@ def import_file(
                 origin=task.origin,
                 disk_format=kind,
                 stated=disk_format is not None,
+                architecture=architecture or "",
                 working=working,
                 progress=progress,
             )
@@ -92,6 +97,15 @@ def import_file(
         with _plain(fd, working, progress) as plain_fd:
             archive = TarArchive(plain_fd)
             return task.oci(archive) if kind == "oci" else task.docker(archive)
+
+
+def _refuse_architecture(path: str, architecture: str | None) -> None:
+    if architecture is not None:
+        raise InvalidInput(
+            f"--arch {architecture}: {path!r} is an archive, in which it is written for which "
+            "processor it is",
+            hint=f"leave --arch out; of several the name chooses: {architecture}/NAME",
+        )
 
 
 def origin_of(path: str, status: os.stat_result) -> str:
