@@ -4,12 +4,14 @@ import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from twofold.errors import Corrupt, NoSpace, NotFound
-from twofold.storage.templates import Template, TemplateStore, wipe
+from twofold.storage.templates import Opened, Template, TemplateStore, wipe
 
 PAGE = b"frozen memory   " * 256
 
@@ -28,6 +30,19 @@ def make(store: TemplateStore, key: str, *, pages: int = 4, size_bytes: int = 1 
     return store.keep(key, memory, facts={"window": 4096}, shape={"image": "alpine"})
 
 
+@contextmanager
+def opened(store: TemplateStore, key: str) -> Iterator[Opened]:
+    found = store.open(key)
+    assert found is not None
+    with closing(found):
+        yield found
+
+
+def use(store: TemplateStore, template: Template) -> None:
+    with opened(store, template.key):
+        pass
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> TemplateStore:
     return TemplateStore(str(tmp_path / "templates"))
@@ -38,9 +53,12 @@ def test_what_was_kept_is_found_by_another_daemon(store: TemplateStore, tmp_path
     later = TemplateStore(str(tmp_path / "templates"))
     found = later.find("aa00")
     assert found == kept
-    fd = later.memory(kept)
-    assert os.pread(fd, len(PAGE), 65536) == PAGE
-    assert os.fstat(fd).st_size == 1 << 20
+    with opened(later, "aa00") as one:
+        assert one.template == kept
+        assert os.pread(one.memory, len(PAGE), 65536) == PAGE
+        assert os.fstat(one.memory).st_size == 1 << 20
+        assert os.pread(one.state, 7, 0) == b"devices"
+    assert later.open("bb00") is None
     later.close()
 
 
@@ -48,13 +66,14 @@ def test_the_memory_of_a_fork_cannot_be_written(store: TemplateStore, tmp_path: 
     """Neither the one that was just frozen nor the one that was read from the disk."""
     kept = make(store, "aa00")
     later = TemplateStore(str(tmp_path / "templates"))
-    for fd in (store.memory(kept), later.memory(kept)):
-        again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
-        with pytest.raises(PermissionError):
-            os.pwrite(again, b"poison", 0)
-        with pytest.raises(PermissionError):
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        os.close(again)
+    for holder in (store, later):
+        with opened(holder, kept.key) as one:
+            again = os.open(f"/proc/self/fd/{one.memory}", os.O_RDWR)
+            with pytest.raises(PermissionError):
+                os.pwrite(again, b"poison", 0)
+            with pytest.raises(PermissionError):
+                fcntl.fcntl(one.memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+            os.close(again)
     later.close()
 
 
@@ -62,7 +81,8 @@ def test_files_stay_sparse(store: TemplateStore, tmp_path: Path) -> None:
     kept = make(store, "aa00", size_bytes=1 << 30)
     assert kept.size_bytes < 1 << 20
     copy = str(tmp_path / "copy.img")
-    store.copy_disk(kept, copy)
+    with opened(store, "aa00") as one:
+        one.copy_disk(copy)
     assert os.stat(copy).st_size == 1 << 30
     assert os.stat(copy).st_blocks * 512 < 1 << 20
     with open(copy, "rb") as file:
@@ -70,10 +90,11 @@ def test_files_stay_sparse(store: TemplateStore, tmp_path: Path) -> None:
         assert file.read(10) == b"superblock"
 
 
-@pytest.mark.parametrize("name", ["memory", "state", "data.img"])
+@pytest.mark.parametrize("name", ["memory", "state", "data.img", "template.json"])
 @pytest.mark.parametrize("how", ["flipped", "shorter", "gone"])
+@pytest.mark.parametrize("loaded", [False, True], ids=["cold", "loaded"])
 def test_a_damaged_template_is_noticed_and_removed(
-    store: TemplateStore, tmp_path: Path, name: str, how: str
+    store: TemplateStore, tmp_path: Path, name: str, how: str, loaded: bool
 ) -> None:
     kept = make(store, "aa00")
     path = Path(kept.directory) / name
@@ -82,19 +103,72 @@ def test_a_damaged_template_is_noticed_and_removed(
     elif how == "shorter":
         os.truncate(path, path.stat().st_size - 1)
     else:
+        at = {"data.img": 8193, "template.json": path.stat().st_size // 2}.get(name, 3)
         with open(path, "r+b") as file:
-            file.seek(8193 if name == "data.img" else 3)
-            file.write(b"\x7f")
-    later = TemplateStore(str(tmp_path / "templates"))
+            file.seek(at)
+            byte = file.read(1)
+            file.seek(at)
+            file.write(bytes([byte[0] ^ 1]))
+    later = store if loaded else TemplateStore(str(tmp_path / "templates"))
     with pytest.raises(Corrupt, match=name):
-        later.memory(kept)
+        later.open("aa00")
     assert later.find("aa00") is None
     assert os.listdir(tmp_path / "templates") == []
+    assert later.open("aa00") is None
+    assert not later.is_loaded("aa00")
+
+
+def test_who_forks_keeps_what_was_removed_meanwhile(store: TemplateStore, tmp_path: Path) -> None:
+    """Also the numbers of its descriptors: a template's memory is never another file."""
+    make(store, "aa00")
+    with opened(store, "aa00") as one:
+        store.remove("aa00")
+        strangers = [os.open("/dev/zero", os.O_RDONLY) for _ in range(8)]
+        try:
+            assert os.pread(one.memory, len(PAGE), 65536) == PAGE
+            assert os.pread(one.state, 7, 0) == b"devices"
+            one.copy_disk(str(tmp_path / "copy.img"))
+        finally:
+            for fd in strangers:
+                os.close(fd)
+    assert b"superblock" in (tmp_path / "copy.img").read_bytes()
+
+
+def test_nothing_stays_open(store: TemplateStore, tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    kept = make(store, "aa00")
+    for _ in range(3):
+        with opened(store, "aa00"):
+            pass
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    (Path(kept.directory) / "data.img").unlink()
+    with pytest.raises(Corrupt):
+        store.open("aa00")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_a_killed_daemon_left_goes(store: TemplateStore, tmp_path: Path) -> None:
+    """What is being made stays; so does what is not ours."""
+    directory = tmp_path / "templates"
+    good, bad = make(store, "aa00"), make(store, "bb00")
+    Path(bad.directory, "template.json").write_text('{"format": 1}')
+    (directory / ".new-gone-cc00").mkdir()
+    Path(store.begin("dd00"), "state").write_bytes(b"half")
+    (directory / "notes of mine").mkdir()
+    later = TemplateStore(str(directory))
+    making = Path(later.begin("ee00"))
+    later.sweep()
+    left = {"aa00", making.name, "notes of mine"}
+    assert set(os.listdir(directory)) == left
+    assert later.list() == [good]
+    later.abandon("ee00")
+    later.evict()
+    assert set(os.listdir(directory)) == left - {making.name}
 
 
 def test_a_half_written_manifest_is_no_template(store: TemplateStore) -> None:
     kept = make(store, "aa00")
-    for text in ("", "{", "[]", '{"format": 1}', '{"format": 99}'):
+    for text in ("", "{", "[]", '{"format": 1}', '{"format": 99}', "[" * 100_000):
         (Path(kept.directory) / "template.json").write_text(text)
         assert store.find("aa00") is None
         assert store.list() == []
@@ -104,9 +178,9 @@ def test_the_least_used_go_first(tmp_path: Path) -> None:
     store = TemplateStore(str(tmp_path), limit_bytes=1 << 20)
     first, second = make(store, "aa00", pages=6), make(store, "bb00", pages=6)
     os.utime(f"{tmp_path}/aa00/template.json")
-    store.memory(second)
+    use(store, second)
     os.utime(f"{second.directory}/used", (1, 1))
-    store.memory(first)
+    use(store, first)
     size = first.size_bytes
     small = TemplateStore(str(tmp_path), limit_bytes=size + size // 2)
     small.evict()
@@ -131,19 +205,20 @@ def test_an_abandoned_one_leaves_nothing(store: TemplateStore, tmp_path: Path) -
 
 
 def test_no_room_is_said(store: TemplateStore, tmp_path: Path) -> None:
-    kept = make(store, "aa00")
-    with pytest.raises(NoSpace, match="nowhere"):
-        store.copy_disk(kept, str(tmp_path / "nowhere" / "data.img"))
+    make(store, "aa00")
+    with opened(store, "aa00") as one, pytest.raises(NoSpace, match="nowhere"):
+        one.copy_disk(str(tmp_path / "nowhere" / "data.img"))
 
 
 def test_memory_that_nobody_forks_is_let_go(store: TemplateStore) -> None:
     idle, busy = make(store, "aa00"), make(store, "bb00")
-    store.memory(idle)
+    use(store, idle)
     os.utime(f"{idle.directory}/used", (1, 1))
-    store.memory(busy)
+    use(store, busy)
     assert not store.is_loaded("aa00")
     assert store.is_loaded("bb00")
-    assert store.memory(idle) >= 0
+    use(store, idle)
+    assert store.is_loaded("aa00")
 
 
 def test_a_number_no_fork_may_inherit_is_wiped_wherever_it_is() -> None:

@@ -64,6 +64,7 @@ async def restore(
     await _finish_removals(manager)
     await sleepers.settle_files(manager)
     await _kill_unknown(manager, sandboxes, report)
+    await asyncio.to_thread(manager.templates.store.sweep)
     living = []
     for record in manager.records:
         sandbox = sandboxes.get(record.id)

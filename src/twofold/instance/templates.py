@@ -14,7 +14,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from twofold.errors import Corrupt, IllegalState, NotFound, TwofoldError, Unavailable
 from twofold.instance import vm
@@ -30,7 +30,9 @@ from twofold.operations import Operation, TaskScope
 from twofold.runtime import plan
 from twofold.storage import disk
 from twofold.storage.snapshots import content
-from twofold.storage.templates import FORMAT, Template, TemplateStore, wipe
+from twofold.storage.templates import FORMAT, Opened, Template, TemplateStore, wipe
+
+T = TypeVar("T")
 
 # A shape that could not be frozen is booted for so long before it is tried again.
 _RETRY_AFTER_S = 600.0
@@ -101,15 +103,21 @@ class TemplateDesk:
         if time.monotonic() - self._failed_at.get(key, -_RETRY_AFTER_S) < _RETRY_AFTER_S:
             return None
         try:
-            template, ram = await self._ready(key, record.spec, image, parts, operation)
-            disk = f"{place.directory}/data.img"
-            await asyncio.to_thread(self.store.copy_disk, template, disk)
-            state = os.open(template.state, os.O_RDONLY | os.O_CLOEXEC)
+            opened = await self._ready(key, record.spec, image, parts, operation)
+            try:
+                disk = f"{place.directory}/data.img"
+                copying = asyncio.ensure_future(asyncio.to_thread(opened.copy_disk, disk))
+                await _to_its_end(copying)
+            except BaseException:
+                opened.close()
+                raise
         except (TwofoldError, OSError) as error:
-            self._failed_at[key] = time.monotonic()
+            if not isinstance(error, NotFound):  # one that was removed is made anew next time
+                self._failed_at[key] = time.monotonic()
             log.warning("no fork of template %s: %s", key, error)
             operation.warn(f"booting from cold: {error}", "twofold template list")
             return None
+        os.close(opened.data_disk)
         made = vm.vm_plan(
             record.spec,
             image,
@@ -118,9 +126,9 @@ class TemplateDesk:
             parts=parts,
             moment=vm.this_moment(),
             birth="fork",
-            facts=template.facts,
+            facts=opened.template.facts,
         )
-        return Fork(plan=made, fds=(os.dup(ram), state), template=key)
+        return Fork(plan=made, fds=(opened.memory, opened.state), template=key)
 
     async def fork_of_copy(
         self, record: Record, image: ImageRoot, place: Place, parts: MachineParts
@@ -148,14 +156,14 @@ class TemplateDesk:
         image: ImageRoot,
         parts: MachineParts,
         operation: Operation,
-    ) -> tuple[Template, int]:
-        """The template and its memory: as they are, or made now."""
-        template = await asyncio.to_thread(self.store.find, key)
-        if template is not None:
-            try:
-                return template, await asyncio.to_thread(self.store.memory, template)
-            except Corrupt as error:
-                operation.warn(error.message, "another is made now")
+    ) -> Opened:
+        """The template as it is, or one that is made now; the caller closes it."""
+        try:
+            opened = await self._open(key)
+            if opened is not None:
+                return opened
+        except Corrupt as error:
+            operation.warn(error.message, "another is made now")
         task = self._building.get(key)
         if task is None:
             work = self._build(key, spec, image, parts)
@@ -164,8 +172,21 @@ class TemplateDesk:
             task.add_done_callback(lambda _: self._building.pop(key, None))
         async with operation.step(f"Booting {spec.image} once, as a template"):
             # Shielded: others may wait for it, and the next start wants it too.
-            template = await asyncio.shield(task)
-        return template, await asyncio.to_thread(self.store.memory, template)
+            await asyncio.shield(task)
+        opened = await self._open(key)
+        if opened is None:
+            raise NotFound(f"template {key} was removed meanwhile")
+        return opened
+
+    async def _open(self, key: str) -> Opened | None:
+        opening = asyncio.ensure_future(asyncio.to_thread(self.store.open, key))
+        try:
+            return await _to_its_end(opening)
+        except asyncio.CancelledError:
+            opened = opening.result()
+            if opened is not None:
+                opened.close()
+            raise
 
     async def _build(
         self, key: str, spec: InstanceSpec, image: ImageRoot, parts: MachineParts
@@ -289,6 +310,15 @@ def _key(made: plan.SandboxPlan, parts: MachineParts) -> str:
         # Its init runs in the template, with the image's environment.
         shaping += ["system", made.vm.guest["process"]["argv"], made.vm.guest["process"]["env"]]
     return hashlib.sha256(json.dumps(shaping).encode()).hexdigest()[:16]
+
+
+async def _to_its_end(task: asyncio.Task[T]) -> T:
+    """A cancelled caller waits for it, so that what it holds can be closed."""
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 def _copy_disks(source: str, target: str) -> None:

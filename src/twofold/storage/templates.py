@@ -9,14 +9,18 @@ one is made. ``memory`` is kept sparse on the disk; forks share it as a sealed m
 its checksum verified) when the first of them asks. ``used`` in a template's directory is touched
 at every fork: the least used go first when all together exceed the limit.
 
-Refuses a template whose files do not match their checksums: it is removed. Starts no machine.
+What a fork is made of it gets as open files: who removes the template meanwhile takes names away,
+not what is behind them. Refuses a template whose files do not match their checksums, or have
+changed since they did: it is removed. Starts no machine.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,11 +28,12 @@ from twofold.errors import Corrupt, NoSpace, NotFound
 from twofold.storage import memory
 from twofold.storage.disk import copy
 
-FORMAT = 1
+FORMAT = 2  # 2: the manifest has a checksum as well
 LIMIT_BYTES = 8 << 30
 _IDLE_S = 900.0
 _NEW = ".new-"
 _SEARCHED_BYTES = 4 << 20
+_MANIFEST = "template.json"
 _PARTS = ("memory", "state", "data.img")
 
 
@@ -45,17 +50,9 @@ class Template:
     format: int = field(default=FORMAT)
 
     @property
-    def state(self) -> str:
-        return f"{self.directory}/state"
-
-    @property
-    def data_disk(self) -> str:
-        return f"{self.directory}/data.img"
-
-    @property
     def size_bytes(self) -> int:
         """Blocks on the disk, in bytes."""
-        return sum(os.stat(f"{self.directory}/{name}").st_blocks * 512 for name in _PARTS)
+        return _size_bytes(self.directory)
 
     @property
     def used_at(self) -> float:
@@ -65,29 +62,57 @@ class Template:
             return self.created_at
 
 
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """What a fork is made of: descriptors of whoever asked for it, who closes them."""
+
+    template: Template
+    memory: int
+    state: int
+    data_disk: int
+
+    def copy_disk(self, path: str) -> None:
+        """Replace the file ``path`` by a copy of the template's disk. Raises NoSpace."""
+        copy(f"/proc/self/fd/{self.data_disk}", path)
+
+    def close(self) -> None:
+        for fd in (self.memory, self.state, self.data_disk):
+            os.close(fd)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """``seen``: by which the files are known to be those that were verified."""
+
+    memory: int
+    seen: tuple[tuple[int, ...], ...]
+
+
 class TemplateStore:
     """All methods block and may be called from any thread."""
 
     def __init__(self, directory: str, *, limit_bytes: int = LIMIT_BYTES) -> None:
         self._directory, self._limit_bytes = directory, limit_bytes
-        self._memories: dict[str, int] = {}
+        self._loaded: dict[str, _Loaded] = {}
+        self._making: set[str] = set()
         self._lock = threading.Lock()
 
     def close(self) -> None:
         with self._lock:
-            for fd in self._memories.values():
-                os.close(fd)
-            self._memories.clear()
+            for loaded in self._loaded.values():
+                os.close(loaded.memory)
+            self._loaded.clear()
 
     def find(self, key: str) -> Template | None:
         """The template, or None where there is none (or one that cannot be read)."""
         try:
-            with open(f"{self._directory}/{key}/template.json", encoding="utf-8") as file:
+            with open(f"{self._directory}/{key}/{_MANIFEST}", encoding="utf-8") as file:
                 said = json.load(file)
-            if said["format"] != FORMAT:
+            checksum = said.pop("checksum")
+            if said["format"] != FORMAT or said["key"] != key or checksum != _checksum(said):
                 return None
             return Template(directory=f"{self._directory}/{key}", **said)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
     def list(self) -> list[Template]:
@@ -100,23 +125,26 @@ class TemplateStore:
         return sorted((item for item in found if item), key=lambda item: -item.used_at)
 
     def is_loaded(self, key: str) -> bool:
-        return key in self._memories
+        return key in self._loaded
 
     # -- making one ---------------------------------------------------------------------------
 
     def begin(self, key: str) -> str:
-        """An empty directory to boot the template in. What a killed daemon left goes."""
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        """An empty directory to boot the template in. Raises NoSpace."""
         scratch = f"{self._directory}/{_NEW}{key}"
+        self._making.add(key)
         shutil.rmtree(scratch, ignore_errors=True)
         try:
+            os.makedirs(self._directory, mode=0o700, exist_ok=True)
             os.mkdir(scratch, 0o700)
         except OSError as error:
+            self._making.discard(key)
             raise _no_space(scratch, error) from None
         return scratch
 
     def abandon(self, key: str) -> None:
         shutil.rmtree(f"{self._directory}/{_NEW}{key}", ignore_errors=True)
+        self._making.discard(key)
 
     def keep(
         self, key: str, memory_fd: int, *, facts: dict[str, Any], shape: dict[str, Any]
@@ -136,59 +164,80 @@ class TemplateStore:
                 checksums={name: memory.checksum(f"{scratch}/{name}") for name in _PARTS},
                 created_at=time.time(),
             )
-            with open(f"{scratch}/template.json", "w", encoding="utf-8") as file:
-                json.dump({k: v for k, v in asdict(template).items() if k != "directory"}, file)
+            said = {k: v for k, v in asdict(template).items() if k != "directory"}
+            with open(f"{scratch}/{_MANIFEST}", "w", encoding="utf-8") as file:
+                json.dump({**said, "checksum": _checksum(said)}, file)
                 file.flush()
                 os.fsync(file.fileno())
             with self._lock:
-                shutil.rmtree(target, ignore_errors=True)
+                self._remove(key)
                 os.rename(scratch, target)
-                self._forget(key)
-                self._memories[key] = memory_fd
+                self._loaded[key] = _Loaded(memory=memory_fd, seen=_seen(target))
         except OSError as error:
             os.close(memory_fd)
             self.abandon(key)
             raise _no_space(scratch, error) from None
+        self._making.discard(key)
         self.evict(spare=key)
         return template
 
     # -- forking ------------------------------------------------------------------------------
 
-    def memory(self, template: Template) -> int:
-        """A descriptor of its memory, sealed; the store's own, so not to be closed.
+    def open(self, key: str) -> Opened | None:
+        """What a fork of it is made of, verified; None where there is no such template.
 
         Raises Corrupt when a file is not what was written: the template is gone then.
         """
-        with self._lock:
-            fd = self._memories.get(template.key)
-            if fd is None:
-                fd = self._memories[template.key] = self._load(template)
-            self._let_go_of_idle(spare=template.key)
+        with self._lock, ExitStack() as undo:
+            if not os.path.isdir(f"{self._directory}/{key}"):
+                return None
+            template = self.find(key)
+            if template is None:
+                raise self._damaged(key, _MANIFEST)
+            fds = {}
+            for name in _PARTS:
+                try:
+                    path = f"{template.directory}/{name}"
+                    fds[name] = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                except OSError:
+                    raise self._damaged(key, name) from None
+                undo.callback(os.close, fds[name])
+            loaded = self._loaded.get(key)
+            if loaded is None or loaded.seen != _seen_of(fds):
+                loaded = self._load(template, fds)
+            frozen = os.dup(loaded.memory)
+            undo.pop_all()
+            os.close(fds["memory"])
+            self._let_go_of_idle(spare=key)
         self._touch(template)
-        return fd
+        disk = fds["data.img"]
+        return Opened(template=template, memory=frozen, state=fds["state"], data_disk=disk)
 
-    def copy_disk(self, template: Template, path: str) -> None:
-        """Replace the file ``path`` by a copy of the template's disk. Raises NoSpace."""
-        copy(template.data_disk, path)
-
-    def _load(self, template: Template) -> int:
-        for name in _PARTS:
+    def _load(self, template: Template, fds: dict[str, int]) -> _Loaded:
+        self._forget(template.key)
+        seen = _seen_of(fds)
+        for name, fd in fds.items():
             try:
-                found = memory.checksum(f"{template.directory}/{name}")
+                found = memory.checksum(f"/proc/self/fd/{fd}")
             except OSError as error:
                 found = error.strerror or "unreadable"
             if found != template.checksums.get(name):
-                self._remove(template.key)
-                raise Corrupt(
-                    f"template {template.key} is damaged ({name}): it was removed",
-                    hint="the next start makes another",
-                )
-        return memory.load(f"{template.directory}/memory", "twofold-template")
+                raise self._damaged(template.key, name)
+        frozen = memory.load(f"/proc/self/fd/{fds['memory']}", "twofold-template")
+        loaded = self._loaded[template.key] = _Loaded(memory=frozen, seen=seen)
+        return loaded
+
+    def _damaged(self, key: str, name: str) -> Corrupt:
+        self._remove(key)
+        return Corrupt(
+            f"template {key} is damaged ({name}): it was removed",
+            hint="the next start makes another",
+        )
 
     def _let_go_of_idle(self, *, spare: str) -> None:
         """Memory that nobody has forked for a while is read from the disk when it is wanted."""
         now = time.time()
-        for key in list(self._memories):
+        for key in list(self._loaded):
             template = self.find(key)
             idle = template is None or now - template.used_at > _IDLE_S
             if idle and key != spare:
@@ -221,7 +270,8 @@ class TemplateStore:
         return size
 
     def evict(self, *, spare: str = "") -> None:
-        """Remove the least used until all together are within the limit."""
+        """Remove the least used until all together are within the limit, and what is none."""
+        self.sweep()
         total = 0
         for template in self.list():
             total += template.size_bytes
@@ -229,10 +279,26 @@ class TemplateStore:
                 with self._lock:
                     self._remove(template.key)
 
+    def sweep(self) -> None:
+        """Remove what nobody can fork: what a daemon that was killed had begun to make or to
+        remove, and what cannot be read, a template of another version, say."""
+        try:
+            names = os.listdir(self._directory)
+        except FileNotFoundError:
+            return
+        for name in names:
+            with self._lock:
+                if name.startswith(_NEW):
+                    if name.removeprefix(_NEW) not in self._making:
+                        shutil.rmtree(f"{self._directory}/{name}", ignore_errors=True)
+                elif _is_key(name) and self.find(name) is None:
+                    self._remove(name)
+
     def _remove(self, key: str) -> None:
         self._forget(key)
         # Out of sight first: a daemon that dies in between leaves a name nobody looks up.
         doomed = f"{self._directory}/{_NEW}gone-{key}"
+        shutil.rmtree(doomed, ignore_errors=True)
         try:
             os.rename(f"{self._directory}/{key}", doomed)
         except FileNotFoundError:
@@ -240,9 +306,39 @@ class TemplateStore:
         shutil.rmtree(doomed, ignore_errors=True)
 
     def _forget(self, key: str) -> None:
-        fd = self._memories.pop(key, None)
-        if fd is not None:
-            os.close(fd)
+        loaded = self._loaded.pop(key, None)
+        if loaded is not None:
+            os.close(loaded.memory)
+
+
+def _is_key(name: str) -> bool:
+    return not name.startswith(".") and all(letter in "0123456789abcdef" for letter in name)
+
+
+def _checksum(said: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _size_bytes(directory: str) -> int:
+    total = 0
+    for name in _PARTS:
+        try:
+            total += os.stat(f"{directory}/{name}").st_blocks * 512
+        except FileNotFoundError:
+            pass  # damaged, or just being removed: the list of all must not fail for it
+    return total
+
+
+def _seen_of(fds: dict[str, int]) -> tuple[tuple[int, ...], ...]:
+    return tuple(_identity(os.fstat(fds[name])) for name in _PARTS)
+
+
+def _seen(directory: str) -> tuple[tuple[int, ...], ...]:
+    return tuple(_identity(os.stat(f"{directory}/{name}")) for name in _PARTS)
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def wipe(memory_fd: int, secret: str) -> int:
@@ -276,4 +372,6 @@ def wipe(memory_fd: int, secret: str) -> int:
 
 
 def _no_space(path: str, error: OSError) -> NoSpace:
-    return NoSpace(f"cannot write {path!r}: {error.strerror}", hint="df -h; twofold template prune")
+    return NoSpace(
+        f"cannot write {path!r}: {error.strerror}", hint="df -h; twofold template rm --all"
+    )
