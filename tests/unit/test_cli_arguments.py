@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twofold.api.replies import invalid_input
 from twofold.cli import arguments, main, spec
 from twofold.cli.arguments import UsageError
 from twofold.errors import InvalidInput
@@ -321,6 +322,20 @@ def test_a_usage_error_is_printed_once(capsys: pytest.CaptureFixture[str]) -> No
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "twofold: error: unknown option '--nope'\nhint: twofold list --help\n"
+
+
+def test_a_hint_for_who_writes_requests_is_not_for_who_types(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = invalid_input([{"loc": ("body", "x"), "msg": "Input is too large", "input": 9}])
+
+    def fail(_: argparse.Namespace) -> int:
+        raise refused
+
+    monkeypatch.setattr(main.load("snapshot list")[0], "run", fail)
+    assert main.run(["snapshot", "list", "box"]) == 125
+    said = "twofold: error: x: input is too large, not 9\nhint: twofold snapshot list --help\n"
+    assert capsys.readouterr().err == said
 
 
 def test_errors_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from fake_house import FakeHouse
 
-from twofold.errors import Conflict, InvalidInput
+from twofold.errors import Conflict, IllegalState, InvalidInput
 from twofold.instance import ownership, restoring, vm
 from twofold.instance.forking import spec_in_force
 from twofold.instance.record import Record
-from twofold.model.instance import InstanceSpec, Isolation
+from twofold.model.instance import InstanceSpec, Isolation, State
 from twofold.operations import Operation
 
 
@@ -68,6 +68,26 @@ async def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
         spec = InstanceSpec(image="alpine", command=["sleep"], name="web")
         await house.manager.run(spec, Operation("run"))
         yield house
+
+
+@pytest.mark.parametrize("count", [0, -1, 101, 1000])
+async def test_so_many_forks_are_refused(parent: FakeHouse, count: int) -> None:
+    web = parent.manager.find("web")
+    with pytest.raises(InvalidInput, match=f"^{count} forks: from 1 to 100") as caught:
+        await parent.manager.forks.fork(web, Operation("fork"), count=count, pattern=None)
+    assert caught.value.hint == "twofold fork --count 100 web"
+
+
+async def test_a_paused_machine_cannot_answer(parent: FakeHouse) -> None:
+    """A paused container can be copied."""
+    web = parent.manager.find("web")
+    web.change(state=State.PAUSED)
+    await parent.manager.forks.fork(web, Operation("fork"), count=1, pattern="copy")
+    web.change(spec=web.spec.model_copy(update={"isolation": Isolation.VM}))
+    with pytest.raises(IllegalState, match="'web' is paused: its guest has to answer") as caught:
+        await parent.manager.forks.fork(web, Operation("fork"), count=1, pattern=None)
+    assert caught.value.hint == "twofold resume web; twofold fork web"
+    assert [record.name for record in parent.manager.records] == ["web", "copy"]
 
 
 async def test_two_who_fork_at_once_count_on(parent: FakeHouse) -> None:

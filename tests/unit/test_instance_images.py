@@ -154,3 +154,21 @@ async def test_a_path_is_imported_once(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no-such"):
         await desk.ensure(str(tmp_path / "no-such.img"), operation)
     desk.close()
+
+
+async def test_a_name_that_goes_to_another_image_is_said(tmp_path: Path) -> None:
+    floppy = bytes(510) + b"\x55\xaa" + bytes(1440 * 1024 - 512)
+    first, second = tmp_path / "first.img", tmp_path / "second.img"
+    first.write_bytes(floppy)
+    second.write_bytes(floppy[:-1] + b"x")
+    desk = ImageDesk(ImageStore(str(tmp_path / "images")), str(tmp_path / "images"), dict)
+    operation = Operation("x")
+    one = await desk.import_file(operation, path=str(first), name="boot")
+    await desk.import_file(operation, path=str(first), name="boot")
+    assert operation.warnings == []
+    await desk.import_file(operation, path=str(second), name="boot")
+    short = one.digest.partition(":")[2][:12]
+    words = f"'boot:latest' was another image until now, which stays as {short}"
+    assert operation.warnings == [(words, f"twofold image show {short}")]
+    assert desk.find(short).digest == one.digest
+    desk.close()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from twofold.errors import InvalidInput
-from twofold.instance import vm
+from twofold.instance import own_os, vm
 from twofold.instance.collaborators import MachineParts
 from twofold.instance.container import container_plan
 from twofold.instance.idrange import COUNT, FIRST, Ranges, foreign
@@ -219,6 +219,22 @@ def test_volume_targets_refused(target: str) -> None:
 def test_a_vm_needs_memory() -> None:
     with pytest.raises(InvalidInput, match="too small"):
         vm.check(wish(isolation="vm", memory_bytes=64 << 20))
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"memory_bytes": (16 << 40) + (1 << 20)}, "more than a virtual machine can have: 16 TiB"),
+        ({"cpus": 256}, "256 virtual CPUs: a virtual machine has 1 to 255"),
+    ],
+)
+def test_what_no_machine_can_have_is_refused_when_it_is_said(
+    said: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        vm.check(wish(isolation="vm", **said))
+    with pytest.raises(InvalidInput, match=words):
+        own_os.check(wish(isolation="vm", media="disk", **said))
 
 
 def test_host_names() -> None:

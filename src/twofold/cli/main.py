@@ -195,7 +195,12 @@ def _run(words: list[str], args: argparse.Namespace) -> int:
         return int(module.complete(rest))
     # Known before parsing, so that even a usage error obeys it.
     args.json = args.json or (not parser.words_before_rest and "--json" in rest)
-    return int(module.run(parser.parse(rest, args)))
+    try:
+        return int(module.run(parser.parse(rest, args)))
+    except TwofoldError as error:
+        if "GET /openapi.json" in error.hint:  # said to whoever writes requests
+            error.hint = f"twofold {verb} --help"
+        raise
 
 
 def run(words: list[str]) -> int:

@@ -25,6 +25,7 @@ _MIB = 1 << 20
 TCG_CODE_BYTES = 256 * _MIB
 HYPERVISOR_BYTES = 96 * _MIB
 MINIMUM_MEMORY_BYTES = 128 * _MIB
+MOST_MEMORY_BYTES = 16 << 40
 MINIMUM_NESTED_BYTES = 144 * _MIB  # KVM's modules come in the initrd
 # Sockets and slots that a machine has free, for what it is given while it runs.
 MOST_VCPUS = 16
@@ -299,13 +300,23 @@ def check_processors(accelerator: str, vcpus: int) -> None:
 
 
 def check_memory(memory_bytes: int, *, nested: bool) -> None:
-    """Refuses less than a kernel boots in."""
+    """Refuses less than a kernel boots in, and more than any host has."""
     least = MINIMUM_NESTED_BYTES if nested else MINIMUM_MEMORY_BYTES
     if memory_bytes < least:
         raise InvalidInput(
             f"memory {memory_bytes // _MIB} MiB is too small for a virtual machine: its kernel "
             f"needs {least // _MIB} MiB{' with --nested' if nested else ''}",
             hint=f"--memory {least // _MIB}m",
+        )
+    check_most_memory(memory_bytes)
+
+
+def check_most_memory(memory_bytes: int) -> None:
+    if memory_bytes > MOST_MEMORY_BYTES:
+        raise InvalidInput(
+            f"memory {memory_bytes >> 30} GiB is more than a virtual machine can have: "
+            f"{MOST_MEMORY_BYTES >> 40} TiB",
+            hint="--memory 2g",
         )
 
 

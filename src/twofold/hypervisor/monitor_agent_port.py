@@ -264,7 +264,7 @@ class AgentPort:
             sock.close()
 
 
-_NO_PORT_HINT = "twofold set NAME hardware=virtio, while it is stopped"
+_NO_PORT_HINT = "twofold stop NAME; twofold set NAME hardware=virtio"
 
 
 def missing(why: str, *, hint: str = "") -> Unsupported:

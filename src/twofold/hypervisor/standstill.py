@@ -47,11 +47,11 @@ async def copy(
     memory_fd: int,
     state_path: str,
     while_still: Callable[[], Awaitable[None]],
-    was_running: bool = True,
     goes_on: bool = True,
     timeout_s: float = 60.0,
 ) -> float:
-    """Fill ``memory_fd`` (an empty memfd of ``memory_bytes``) and ``state_path``.
+    """Fill ``memory_fd`` (an empty memfd of ``memory_bytes``) and ``state_path``. The guest runs:
+    the agent of one that is paused could not answer.
 
     ``while_still`` is awaited while the guest stands still (its disk is copied there). Returns for
     how many seconds it did. Raises GuestFailed, TimedOut, Unavailable; the guest runs on then.
@@ -63,17 +63,15 @@ async def copy(
         await asyncio.to_thread(_read_memory, _copy_backing, mapping, memory_fd)
     async with _held(f"{run_dir}/control.sock"), _qmp(run_dir, timeout_s) as client:
         begun = loop.time()
-        if was_running:
-            await client.execute("stop")
+        await client.execute("stop")
         try:
             await _save_devices(client, state_path)
             await asyncio.to_thread(_read_memory, _copy_own_pages, mapping, memory_fd)
             await while_still()
         except BaseException:
-            if was_running:
-                await client.execute("cont")
+            await client.execute("cont")
             raise
-        if was_running and goes_on:
+        if goes_on:
             await client.execute("cont")
         return loop.time() - begun
 

@@ -52,7 +52,8 @@ class Forks:
     ) -> list[Record]:
         """The forks, running. Raises InvalidInput, IllegalState, Unsupported, Conflict."""
         if not 1 <= count <= MOST:
-            raise InvalidInput(f"{count} forks: from 1 to {MOST} at a time", hint="--count 1")
+            most = f"twofold fork --count {MOST} {parent.name}"
+            raise InvalidInput(f"{count} forks: from 1 to {MOST} at a time", hint=most)
         chosen = self._names(parent, count, pattern)
         _check(parent)
         async with AsyncExitStack() as stack:
@@ -153,7 +154,6 @@ class Forks:
                 memory_fd=memory,
                 state_path=f"{scratch}/state",
                 while_still=copy_disk,
-                was_running=parent.state is State.RUNNING,
             )
             step.progress(None, f"it stood still for {still_s * 1000:.0f} ms")
         standstill.seal(memory)
@@ -200,6 +200,11 @@ def _check(parent: Record) -> None:
         raise IllegalState(
             f"{parent.name!r} is {parent.state.value}: only what runs can be forked",
             hint=f"twofold start {parent.name}",
+        )
+    if parent.is_vm and parent.state is State.PAUSED:
+        raise IllegalState(
+            f"{parent.name!r} is paused: its guest has to answer before it is copied",
+            hint=f"twofold resume {parent.name}; twofold fork {parent.name}",
         )
     if parent.has_own_os:
         raise own_os.no_twofold(

@@ -180,13 +180,23 @@ class ImageDesk:
         of a disk, in place of what its content says."""
         architecture.check_wanted(arch)
         its = spelled(arch) if arch else None
-        return await self._as_step(
+        before = {name: one.digest for one in await self.select() for name in one.names}
+        found = await self._as_step(
             operation,
             f"Importing {os.path.basename(path.rstrip('/'))}",
             lambda tell: file.import_file(
                 self._store, path, name, tell, disk_format=disk_format, architecture=its
             ),
         )
+        for taken in found.names:
+            earlier = before.get(taken, found.digest)
+            if earlier != found.digest:
+                short = earlier.partition(":")[2][:12]
+                operation.warn(
+                    f"{taken!r} was another image until now, which stays as {short}",
+                    f"twofold image show {short}",
+                )
+        return found
 
     async def remove(self, name: str, *, force: bool) -> list[str]:
         return await asyncio.to_thread(

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from twofold.errors import InvalidInput, TwofoldError, Unsupported
-from twofold.hypervisor import bare, host_pci, tpm
+from twofold.hypervisor import bare, host_pci, machine, tpm
 from twofold.hypervisor.bare import BareSpec, Drive, Firmware
 from twofold.hypervisor.bare_devices import Hardware
 from twofold.instance import kinds, seed, vm
@@ -155,6 +155,8 @@ def check(spec: InstanceSpec) -> None:
         raise InvalidInput(
             f"{spec.memory_bytes} bytes of memory are no whole number of MiB", hint="--memory 512m"
         )
+    machine.check_most_memory(spec.memory_bytes or 0)
+    machine.check_processors("tcg", vm.virtual_cpus(spec))
     if len(set(spec.boot)) != len(spec.boot):
         raise InvalidInput(
             f"boot order {','.join(spec.boot)!r} names something twice",

@@ -59,6 +59,7 @@ def this_moment() -> Moment:
 def check(spec: InstanceSpec) -> None:
     """Refuse early what the machine builder would refuse late."""
     profiles.get(spec.hardware.value, architecture(spec))
+    machine.check_processors("tcg", virtual_cpus(spec))
     if spec.memory_bytes is not None:
         machine.check_memory(spec.memory_bytes, nested=spec.nested)
     for wish in spec.disks:

@@ -44,7 +44,7 @@ class StopRequest(Strict):
 
 
 class ForkRequest(Strict):
-    count: int = Field(default=1, ge=1, le=100)
+    count: int = Field(default=1, description="from 1 to 100")
     name: Line | None = Field(
         default=None, description="{n} is counted up", examples=["worker-{n}"]
     )
