@@ -123,6 +123,14 @@ def test_an_operation_that_fails(fake: FakeTwofold, client: Client) -> None:
         client.operate("POST", "/v1/op", body={})
 
 
+def test_what_an_operation_misses_is_not_the_daemon(fake: FakeTwofold, client: Client) -> None:
+    error = {"code": "unavailable", "message": "the machine has ended", "hint": "twofold start it"}
+    fake.replies["POST", "/v1/op"] = lambda: ndjson({"type": "error", "error": error})
+    with pytest.raises(Unavailable, match="the machine has ended") as caught:
+        client.operate("POST", "/v1/op")
+    assert caught.value.hint == "twofold start it"
+
+
 def test_an_operation_whose_daemon_dies(fake: FakeTwofold, client: Client) -> None:
     fake.replies["POST", "/v1/op"] = lambda: ndjson({"type": "operation", "operation": {}})
     with pytest.raises(Unavailable, match="went away"):

@@ -339,6 +339,7 @@ class Client:
             return json.loads(data) if data else None
         result: Any = None
         ended = False
+        failure: TwofoldError | None = None
         operation: dict[str, Any] = {}
         try:
             for line in reply.lines(on_idle):
@@ -347,8 +348,8 @@ class Client:
                 event = json.loads(line)
                 kind = event.get("type")
                 if kind == "error":
-                    self.close()
-                    raise from_dict(event["error"])
+                    failure = from_dict(event["error"])
+                    break
                 if kind == "result":
                     result, ended = event.get("result"), True
                     continue
@@ -363,6 +364,9 @@ class Client:
             raise
         except Unavailable as error:
             raise _gone(error, operation) from None
+        if failure is not None:  # also one that is an Unavailable: with its own hint
+            self.close()
+            raise failure
         if not ended:
             self.close()
             raise _gone(Unavailable("the daemon went away in the middle of it"), operation)
