@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import os
 import time
 from dataclasses import dataclass, replace
@@ -68,7 +69,7 @@ class TemplateDesk:
         self._paths, self._keeper, self._machines = paths, keeper, machines
         self._records, self._ranges, self._scope = records, ranges, scope
         self._building: dict[str, asyncio.Task[Template]] = {}
-        self._failed_at: dict[str, float] = {}
+        self._failed: dict[str, tuple[float, str]] = {}  # by key: when, and why
 
     async def select(self) -> list[model.Template]:
         """Last used first."""
@@ -100,7 +101,7 @@ class TemplateDesk:
         """The plan of a fork for this instance, its disk in place; None where it has to boot."""
         wanted = self._frozen(record.spec, image, parts)
         key = _key(wanted, parts)
-        if time.monotonic() - self._failed_at.get(key, -_RETRY_AFTER_S) < _RETRY_AFTER_S:
+        if self._failed_lately(key, operation):
             return None
         try:
             opened = await self._ready(key, record.spec, image, parts, operation)
@@ -113,9 +114,10 @@ class TemplateDesk:
                 raise
         except (TwofoldError, OSError) as error:
             if not isinstance(error, NotFound):  # one that was removed is made anew next time
-                self._failed_at[key] = time.monotonic()
+                self._failed[key] = (time.monotonic(), str(error))
             log.warning("no fork of template %s: %s", key, error)
-            operation.warn(f"booting from cold: {error}", "twofold template list")
+            hint = error.hint if isinstance(error, TwofoldError) else ""
+            operation.warn(f"booting from cold: {error}", hint or "twofold template list")
             return None
         os.close(opened.data_disk)
         made = vm.vm_plan(
@@ -129,6 +131,18 @@ class TemplateDesk:
             facts=opened.template.facts,
         )
         return Fork(plan=made, fds=(opened.memory, opened.state), template=key)
+
+    def _failed_lately(self, key: str, operation: Operation) -> bool:
+        at, reason = self._failed.get(key, (-_RETRY_AFTER_S, ""))
+        wait_s = at + _RETRY_AFTER_S - time.monotonic()
+        if wait_s <= 0:
+            self._failed.pop(key, None)
+            return False
+        operation.warn(
+            f"booting from cold: {reason}",
+            f"it is tried again in {math.ceil(wait_s / 60)} min; --cold asks for none",
+        )
+        return True
 
     async def fork_of_copy(
         self, record: Record, image: ImageRoot, place: Place, parts: MachineParts
