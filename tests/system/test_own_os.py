@@ -130,6 +130,28 @@ def test_discs_are_changed_while_it_runs(
     twofold("image", "rm", "two", check=True)
 
 
+def test_the_installer_is_run_again_and_floppies_are_changed(
+    twofold: Runner, twofold_root: str, tiny: str, tmp_path: Path, no_leaks: object
+) -> None:
+    """What the firmware starts from is asked for anew at each start: disk, disc, floppy."""
+    disc = tiny_os.disc(tmp_path / "setup.iso", "SETUP")
+    floppies = [tiny_os.floppy(tmp_path / f"{name}.img", name.upper()) for name in ("a", "b")]
+    made = ("create", "--vm", "--memory", "64m", "--cdrom", disc, "--floppy", floppies[0])
+    twofold(*made, "--image", tiny, "again", check=True)
+    twofold("start", "again", check=True)
+    wait_for(lambda: "TINY" in said(twofold, "again"))
+    for order, first in (("cdrom,disk", "SETUP"), ("floppy,disk", "A")):
+        twofold("set", "again", f"boot={order}", check=True)
+        twofold("restart", "-t", "1", "again", check=True)
+        wait_for(lambda first=first: said(twofold, "again")[-1] == first)
+    twofold("set", "again", f"floppy={floppies[1]}", check=True)
+    type_to(twofold_root, show(twofold, "again")["id"], b"r")
+    wait_for(lambda: said(twofold, "again")[-1] == "B")
+    twofold("rm", "-f", "again", check=True)
+    for name in ("setup", "a", "b"):
+        twofold("image", "rm", name, check=True)
+
+
 def test_the_drivers_for_windows_have_a_drive_of_their_own(
     twofold: Runner, twofold_root: str, tiny: str, tmp_path: Path, no_leaks: object
 ) -> None:
@@ -240,4 +262,8 @@ def test_uefi_finds_the_disk_and_remembers_it_in_an_nvram_of_its_own(
     nvram = Path(Paths(twofold_root).instance_dir(show(twofold, kind)["id"]), "nvram.fd")
     entry = "twofold-disk0".encode("utf-16-le")
     wait_for(lambda: entry in nvram.read_bytes(), timeout_s=240)
+    # Nobody signed that disk's system, nor the firmware's own shell, which comes next.
+    words = {"uefi": "UEFI Interactive Shell", "uefi-secure": "Security Violation"}
+    wait_for(lambda: words[kind] in "".join(said(twofold, kind)), timeout_s=120)
+    assert (words["uefi"] in "".join(said(twofold, kind))) is (kind == "uefi")
     twofold("rm", "-f", kind, check=True)

@@ -107,6 +107,11 @@ def disk(path: Path, name: str, *, deaf: bool = False, multiplies: bool = False)
     return path
 
 
+def floppy(path: Path, name: str) -> Path:
+    path.write_bytes(sector(name).ljust(1440 << 10, b"\0"))
+    return path
+
+
 def disc(path: Path, name: str) -> Path:
     """An ISO 9660 image that boots it (El Torito, no emulation)."""
     folder = path.with_suffix(".d")

@@ -1,5 +1,6 @@
 """A new daemon meets what an old one left: every row of the table in instance/restoring.py."""
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -68,6 +69,31 @@ async def test_what_ran_before_its_row_said_so_is_adopted(tmp_path: Path) -> Non
         assert found.error is None
         assert found.facts == record.facts
         assert list(house.keeper.sandboxes) == [record.id]
+
+
+@pytest.mark.parametrize("auto_remove", [True, False])
+async def test_killed_while_a_template_was_made_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, auto_remove: bool
+) -> None:
+    """That may take long. Nobody asked for it to stay (--rm), or it can be started again."""
+    reached = asyncio.Event()
+
+    async def fork(*_: object) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(TemplateDesk, "fork", fork)
+    async with FakeHouse(tmp_path) as house:
+        starting = asyncio.ensure_future(
+            run(house, name="web", isolation="vm", auto_remove=auto_remove)
+        )
+        await reached.wait()
+        await asyncio.sleep(0)  # the row is written beside
+        await reborn(house)
+        starting.cancel()
+        names = [record.name for record in house.manager.records]
+        assert names == ([] if auto_remove else ["web"])
+        assert len(os.listdir(house.manager.rooms.paths.instances)) == len(names)
 
 
 @pytest.mark.parametrize("state", ["created", "starting", "ended"])

@@ -71,6 +71,9 @@ class Lifecycle:
         record.cancel_start = operation.cancel
         record.exit_event = None
         record.change(state=states.move(before, State.STARTING, record.name), intent="running")
+        if record.is_vm and record.spec.auto_remove:
+            # Its template may be made first, for seconds: who dies then leaves nothing (--rm).
+            self._records.save(record, state=record.state, intent=record.intent)
         try:
             async with AsyncExitStack() as undo:
                 undo.callback(self._records.save, record, state=before, intent="stopped", pid=None)
