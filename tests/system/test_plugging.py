@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from twofold.client.sdk import Twofold
+
 Runner = Callable[..., "subprocess.CompletedProcess[bytes]"]
 pytestmark = [pytest.mark.system, pytest.mark.shared]
 NAME = "plugged"
@@ -59,7 +61,8 @@ def test_a_machine_is_given_devices_and_gives_them_back(
 ) -> None:
     twofold("plug", machine, "--disk", "8m", check=True)
     twofold("plug", machine, "-v", f"{folder}:/mnt/shared", check=True)
-    twofold("plug", machine, "--network", "default", check=True)
+    with Twofold(twofold_root) as client:  # the SDK's word for the third
+        assert client.instance(machine).plug(network="default").address
     look = "cat /sys/block/vdc/serial /sys/block/vdc/size; echo; cat /mnt/shared/word;"
     look += " echo inside > /mnt/shared/answer; cat /sys/class/net/eth0/address"
     instance = shown(twofold)
@@ -76,7 +79,8 @@ def test_a_machine_is_given_devices_and_gives_them_back(
     assert "is in use" in refused(twofold, "unplug", machine, "-v", "/mnt/shared")
     inside(twofold, "pkill -f 'sleep 60'")
     twofold("unplug", machine, "-v", "/mnt/shared", check=True)
-    twofold("unplug", machine, "--disk", "0", check=True)
+    with Twofold(twofold_root) as client:
+        assert client.instance(machine).unplug(disk=0).spec.disks == []
     twofold("unplug", machine, "--network", check=True)
     look = "ls /sys/block | grep -c vd; ls /mnt/shared; ls /sys/class/net | grep -c eth; true"
     assert inside(twofold, look) == "2\n0\n"

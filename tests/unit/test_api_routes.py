@@ -14,7 +14,9 @@ from fastapi import FastAPI
 from twofold.api.app import create_app
 from twofold.api.limits import BODY_LIMIT_BYTES
 from twofold.api.services import Services
-from twofold.errors import TwofoldError
+from twofold.client.sdk import AsyncTwofold
+from twofold.errors import InvalidInput, NotFound, TwofoldError, Unsupported
+from twofold.model.instance import Volume
 from twofold.operations.operation import name_in_hint
 
 RUN = {"spec": {"image": "alpine", "command": ["sleep"], "name": "web"}, "start": True}
@@ -362,3 +364,26 @@ async def test_an_archive_that_fails_midway_breaks_off_with_one_line_in_the_log(
     assert [record.getMessage() for record in caplog.records] == [
         "a stream of application/x-tar breaks off: the guest went away"
     ]
+
+
+async def test_the_sdk_plugs_and_unplugs(
+    client: httpx.AsyncClient, house: FakeHouse, tmp_path: Path
+) -> None:
+    async with AsyncTwofold(str(tmp_path), launch=False) as sdk:
+        await sdk._http.aclose()
+        sdk._http = client
+        box = await sdk.create("alpine", ["sleep"], name="web")
+        seen = await box.plug(volume=Volume(source=str(tmp_path), target="/data", read_only=True))
+        assert [(volume.target, volume.read_only) for volume in seen.spec.volumes] == [
+            ("/data", True)
+        ]
+        with pytest.raises(Unsupported, match="is a container"):
+            await box.plug(disk_bytes=1 << 30)
+        with pytest.raises(InvalidInput, match="exactly one"):
+            await box.plug()
+        with pytest.raises(InvalidInput):
+            await box.unplug(disk=-1)
+        with pytest.raises(NotFound, match="there are: /data"):
+            await box.unplug(volume="/other")
+        assert (await box.unplug(volume="/data/")).spec.volumes == []
+        assert box.data.spec.volumes == []

@@ -23,13 +23,15 @@ from twofold.client.shapes import (
     error_of,
     exec_body,
     gone,
+    plug_body,
     spec_body,
     split_log,
+    unplug_body,
 )
 from twofold.model.exposure import Exposure
 from twofold.model.guest_os import OsDetail, OsSummary
 from twofold.model.image import Image
-from twofold.model.instance import Instance, InstanceChange
+from twofold.model.instance import Instance, InstanceChange, Volume
 from twofold.model.paths import Paths
 from twofold.model.screen import Pointed, Typed
 from twofold.model.snapshot import Snapshot
@@ -293,6 +295,29 @@ class AsyncBox:
     async def change(self, *, on_event: OnEvent | None = None, **limits: Any) -> Instance:
         body = InstanceChange(**limits).model_dump(mode="json", exclude_unset=True)
         return self._take(await self._twofold._operate("PATCH", self._at(), body, on_event))
+
+    async def plug(
+        self,
+        *,
+        volume: Volume | None = None,
+        disk_bytes: int | None = None,
+        network: str | None = None,
+        on_event: OnEvent | None = None,
+    ) -> Instance:
+        body = plug_body(volume, disk_bytes, network)
+        return self._take(await self._twofold._operate("POST", self._at("plug"), body, on_event))
+
+    async def unplug(
+        self,
+        *,
+        volume: str | None = None,
+        disk: int | None = None,
+        network: bool = False,
+        force: bool = False,
+        on_event: OnEvent | None = None,
+    ) -> Instance:
+        body = unplug_body(volume, disk, network, force)
+        return self._take(await self._twofold._operate("POST", self._at("unplug"), body, on_event))
 
     async def processes(self) -> list[ProcessInfo]:
         found = await self._twofold._call("GET", self._at("processes"))

@@ -35,13 +35,15 @@ from twofold.client.shapes import (
     error_of,
     exec_body,
     gone,
+    plug_body,
     spec_body,
     split_log,
+    unplug_body,
 )
 from twofold.model.exposure import Exposure
 from twofold.model.guest_os import OsDetail, OsSummary
 from twofold.model.image import Image
-from twofold.model.instance import Instance, InstanceChange
+from twofold.model.instance import Instance, InstanceChange, Volume
 from twofold.model.paths import Paths
 from twofold.model.screen import Pointed, Typed
 from twofold.model.snapshot import Snapshot
@@ -317,6 +319,33 @@ class Box:
         allows it; None takes one away. What has to wait for a start comes as a warning event."""
         body = InstanceChange(**limits).model_dump(mode="json", exclude_unset=True)
         return self._take(self._twofold._operate("PATCH", self._at(), body, on_event))
+
+    def plug(
+        self,
+        *,
+        volume: Volume | None = None,
+        disk_bytes: int | None = None,
+        network: str | None = None,
+        on_event: OnEvent | None = None,
+    ) -> Instance:
+        """Give it one of a directory of the host, an empty disk and, where it has none, a network
+        card (``"default"``): at once, and at every later start."""
+        body = plug_body(volume, disk_bytes, network)
+        return self._take(self._twofold._operate("POST", self._at("plug"), body, on_event))
+
+    def unplug(
+        self,
+        *,
+        volume: str | None = None,
+        disk: int | None = None,
+        network: bool = False,
+        force: bool = False,
+        on_event: OnEvent | None = None,
+    ) -> Instance:
+        """Take out the volume with that target, a disk with all that is on it, or the network
+        card. ``force``: also a disk that is in use inside."""
+        body = unplug_body(volume, disk, network, force)
+        return self._take(self._twofold._operate("POST", self._at("unplug"), body, on_event))
 
     def processes(self) -> list[ProcessInfo]:
         """What runs inside."""

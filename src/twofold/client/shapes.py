@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from twofold.errors import InvalidInput, TwofoldError, Unavailable, from_dict
-from twofold.model.instance import InstanceSpec
+from twofold.model.instance import InstanceSpec, Volume
 from twofold.model.paths import Paths
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -89,6 +89,15 @@ def detached_body(
         "user": user,
         "detach": True,
     }
+
+
+def plug_body(volume: Volume | None, disk_bytes: int | None, network: str | None) -> dict[str, Any]:
+    shown = volume.model_dump(mode="json") if volume is not None else None
+    return {"volume": shown, "disk_bytes": disk_bytes, "network": network}
+
+
+def unplug_body(volume: str | None, disk: int | None, network: bool, force: bool) -> dict[str, Any]:
+    return {"volume": volume, "disk": disk, "network": network, "force": force}
 
 
 def captured(answer: dict[str, Any]) -> Completed:
