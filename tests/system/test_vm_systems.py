@@ -5,6 +5,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,8 +42,28 @@ def await_word(twofold: Runner, name: str, script: str, *words: str, within_s: f
     return said
 
 
+def devices_come_and_go(twofold: Runner, name: str, folder: Path) -> None:
+    """The agent does beside the image's init what it does under ours."""
+    folder.joinpath("word").write_text("from the host\n")
+    twofold("plug", name, "--disk", "8m", check=True)
+    twofold("plug", name, "-v", f"{folder}:/mnt/shared", check=True)
+    twofold("unplug", name, "--network", check=True)
+    script = (
+        "mke2fs -q /dev/vdc && mount /dev/vdc /srv && cat /mnt/shared/word && ls /sys/class/net"
+    )
+    assert sh(twofold, name, script).splitlines() == ["from the host", "dummy0", "lo"]
+    assert b"is in use" in twofold("unplug", name, "--disk", "0").stderr
+    twofold("plug", name, "--network", "default", check=True)
+    address = json.loads(twofold("show", name, "--json", check=True).stdout)["address"]
+    assert f"inet {address}/" in sh(twofold, name, "ip -4 -o addr show eth0; umount /srv")
+    twofold("unplug", name, "--disk", "0", check=True)
+    twofold("unplug", name, "-v", "/mnt/shared", check=True)
+    assert sh(twofold, name, "ls /sys/block | grep -c vd; ls /mnt/shared") == "2\n"
+    assert sh(twofold, name, "systemctl is-system-running") == "running\n"
+
+
 def test_systems_are_forked_and_nobodys_twins(
-    twofold: Runner, debian_image: str, no_leaks: Callable[[], None]
+    twofold: Runner, debian_image: str, tmp_path: Path, no_leaks: Callable[[], None]
 ) -> None:
     names = ("init-1", "init-2")
     try:
@@ -73,6 +94,7 @@ def test_systems_are_forked_and_nobodys_twins(
                 within_s=60,
             )
             assert "Linux version" in sh(twofold, name, "journalctl -q -b -1 --no-pager -n 2000")
+        devices_come_and_go(twofold, names[1], tmp_path)
     finally:
         twofold("rm", "-f", *names)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _PATIENCE_S = 20.0
 _LOOK_AGAIN_S = 0.02
+_RENAMES = 3
 _BLOCK = "/sys/block"
 _TAGS = "/sys/bus/virtio/drivers/9pnet_virtio"
 
@@ -48,7 +49,7 @@ def run(initrd_fd: int, words: dict[str, Any]) -> dict[str, Any]:
         return {"busy": _unmount(str(words["target"]))}
     if what == "card":
         load_modules("modules.net", root_fd=initrd_fd)
-        _configured(configure.set_network, dict(words["network"]))
+        _set_network(dict(words["network"]))
         for path, content in dict(words["files"]).items():
             configure.replace_file(str(path), str(content))
         return {}
@@ -60,6 +61,18 @@ def _configured(part: Any, *arguments: Any) -> None:
         part(*arguments)
     except configure.ConfigError as error:
         raise RuntimeFailed(str(error)) from error
+
+
+def _set_network(network: dict[str, Any]) -> None:
+    """Where an image has udev it may give the card another name between our look and its start;
+    one that is up already it leaves alone."""
+    for _ in range(_RENAMES):
+        try:
+            configure.set_network(network)
+            return
+        except configure.ConfigError:
+            time.sleep(_LOOK_AGAIN_S)
+    _configured(configure.set_network, network)
 
 
 def _disk(serial: str) -> str:
