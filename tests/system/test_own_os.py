@@ -18,7 +18,7 @@ import pytest
 import tiny_os
 from lone import wait_for
 
-from twofold.hypervisor import qmp
+from twofold.hypervisor import plugging, qmp
 from twofold.model.paths import Paths
 
 Runner = Callable[..., "subprocess.CompletedProcess[bytes]"]
@@ -267,3 +267,51 @@ def test_uefi_finds_the_disk_and_remembers_it_in_an_nvram_of_its_own(
     wait_for(lambda: words[kind] in "".join(said(twofold, kind)), timeout_s=120)
     assert (words["uefi"] in "".join(said(twofold, kind))) is (kind == "uefi")
     twofold("rm", "-f", kind, check=True)
+
+
+def devices(twofold_root: str, instance_id: str) -> set[str]:
+    """QEMU's, of those that come and go."""
+    socket_path = f"{Paths(twofold_root).instance_run(instance_id)}/qmp.sock"
+    names = asyncio.run(plugging.devices(socket_path))
+    return {name for name in names if name.startswith("dev-")}
+
+
+def test_disks_and_a_card_are_plugged_in_while_it_runs(
+    twofold: Runner, twofold_root: str, tiny: str, no_leaks: object
+) -> None:
+    """Taking them out needs a system that lets go: ``test_own_os_agent.py``."""
+    made = ("run", "-d", "--vm", "--memory", "64m", "--network", "none", "--name")
+    twofold(*made, "later", "--os", "debian12", tiny, check=True)
+    twofold(*made, "older", tiny, check=True)
+    twofold(*made, "usb", "--os", "win10", "--hardware", "emulated", tiny, check=True)
+    instance = show(twofold, "later")
+    has = {"dev-cdrom0", "dev-disk0"}
+    assert devices(twofold_root, instance["id"]) == has
+    twofold("plug", "later", "--disk", "4m", check=True)
+    twofold("plug", "later", "--network", "default", check=True)
+    assert devices(twofold_root, instance["id"]) == {*has, "dev-disk1", "dev-net0"}
+    instance = show(twofold, "later")
+    assert instance["isolation_facts"]["hotplugged"] == ["disk 1", "a network card"]
+    assert b"is the copy of its image" in twofold("unplug", "later", "--disk", "0").stderr
+    twofold("restart", "-t", "5", "later", check=True)
+    assert devices(twofold_root, instance["id"]) == {*has, "dev-disk1", "dev-net0"}
+    wait_for(lambda: said(twofold, "later").count("TINY") == 2)
+    twofold("stop", "later", check=True)
+    twofold("unplug", "later", "--network", check=True)
+    twofold("unplug", "later", "--disk", "1", check=True)
+    hardware = Path(twofold_root, "instances", instance["id"], "hardware.json").read_text()
+    assert json.loads(hardware)["later"] == {}
+
+    assert b"takes no ide disk while it runs" in twofold("plug", "older", "--disk", "4m").stderr
+    assert b"no agent of Twofold" in twofold("plug", "older", "-v", "/tmp:/x").stderr
+    twofold("stop", "older", check=True)
+    for _ in range(2):
+        twofold("plug", "older", "--disk", "1m", check=True)
+    assert b"all that ide takes" in twofold("plug", "older", "--disk", "1m").stderr
+
+    usb = show(twofold, "usb")["id"]
+    twofold("plug", "usb", "--disk", "4m", check=True)
+    assert devices(twofold_root, usb) == {*has, "dev-disk1"}
+    twofold("unplug", "usb", "--disk", "1", check=True)  # a controller needs nobody's leave
+    assert devices(twofold_root, usb) == has
+    twofold("rm", "-f", "later", "older", "usb", check=True)

@@ -57,7 +57,26 @@ def test_a_guest_with_an_agent_has_the_same_verbs(
     kept = json.loads(twofold("snapshot", "show", "ga", "one", "--json", check=True).stdout)
     assert kept["consistency"] == "frozen"
     twofold("exec", "ga", "sh", "-c", "echo thawed > /data/file", check=True)
+    devices_come_and_go(twofold)
     twofold("stop", "-t", "60", "ga", check=True)
     assert json.loads(twofold("show", "ga", "--json", check=True).stdout)["exit_code"] == 0
     assert "shutdown: " in console()  # asked by its agent, not by the button
     twofold("rm", "ga", check=True)
+
+
+def devices_come_and_go(twofold: Runner) -> None:
+    """Debian's kernel finds what is plugged in, and lets go of it when it is asked to."""
+
+    def inside(script: str) -> str:
+        return twofold("exec", "ga", "sh", "-c", script, check=True).stdout.decode()
+
+    for _ in range(2):
+        twofold("plug", "ga", "--disk", "4m", check=True)
+    assert inside("sleep 1; cat /sys/block/vd*/serial").count("twofold-disk") == 3
+    assert "stays until it stops" in twofold("unplug", "ga", "--network").stderr.decode()
+    twofold("unplug", "ga", "--disk", "1", check=True)
+    assert inside("cat /sys/block/vd*/serial").count("twofold-disk") == 2
+    twofold("unplug", "ga", "--disk", "2", check=True)
+    shown = json.loads(twofold("show", "ga", "--json", check=True).stdout)
+    assert len(shown["spec"]["disks"]) == 1
+    assert shown["isolation_facts"]["hotplugged"] == []

@@ -1,9 +1,6 @@
 """What is plugged into an instance that runs, as seen from inside, and what is left afterwards."""
 
-import contextlib
 import json
-import os
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -127,20 +124,3 @@ def test_what_was_plugged_in_is_there_after_a_restart(
     twofold("snapshot", "restore", machine, "before", check=True)
     assert inside(twofold, "head -c 4 /dev/vdc") == "kept"
     assert len(shown(twofold)["spec"]["disks"]) == 1
-
-
-@pytest.mark.slow
-def test_a_daemon_killed_in_the_middle_leaves_nothing_half_plugged(
-    machine: str, twofold: Runner, folder: Path
-) -> None:
-    for delay_s in (0.1, 0.3, 0.6, 1.0):
-        pid = json.loads(twofold("version", "--json", check=True).stdout)["daemon"]["pid"]
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            twofold("plug", machine, "-v", f"{folder}:/mnt/shared", timeout_s=delay_s)
-        os.kill(pid, signal.SIGKILL)
-        twofold("unplug", machine, "-v", "/mnt/shared")  # where it was done by then
-        instance = shown(twofold)
-        assert instance["spec"]["volumes"] == []
-        assert not instance["isolation_facts"]["hotplugged"]
-        assert "9p" not in inside(twofold, "cat /proc/mounts")
-        assert "/shares/" not in jail_mounts(instance)

@@ -7,7 +7,7 @@ import pytest
 
 from twofold.errors import Conflict, InvalidInput, NotFound, TwofoldError, Unsupported
 from twofold.hypervisor import places
-from twofold.instance import attachments, plugging, vm
+from twofold.instance import attachments, own_os, plugging, vm
 from twofold.instance.record import Record
 from twofold.model.instance import DiskWish, InstanceSpec, Isolation, State, Volume
 
@@ -69,6 +69,29 @@ def test_a_wish_follows_the_files(tmp_path: Path) -> None:
     assert attachments.as_files(record, str(tmp_path)) is found
 
 
+def test_disks_of_an_operating_systems_own_machine_are_counted_from_its_image(
+    tmp_path: Path,
+) -> None:
+    disks = [DiskWish(device="/dev/sdx"), DiskWish(size_bytes=SIZE)]
+    record = machine(media="disk", disks=disks)
+    assert attachments.disk_numbers(record.spec) == [1, 2]
+    number, wishes = attachments.with_disk(record.spec, SIZE)
+    assert (number, len(wishes)) == (3, 3)
+    with pytest.raises(Unsupported, match="disk 0 is the copy"):
+        attachments.without_disk(record.spec, 0)
+    (tmp_path / "disk-0.img").write_bytes(b"")
+    (tmp_path / "disk-4.img").write_bytes(b"")
+    found = attachments.as_files(record, str(tmp_path))
+    assert attachments.disk_numbers(found) == [1, 4]
+    assert found.disks[0].device == "/dev/sdx"
+    drives = own_os.drives(found, "/i")
+    assert [(one.number, one.path) for one in drives if one.kind == "disk"] == [
+        (None, "/i/disk-0.img"),
+        (1, "/dev/sdx"),
+        (4, "/i/disk-4.img"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("record", "refusal"),
     [
@@ -78,7 +101,6 @@ def test_a_wish_follows_the_files(tmp_path: Path) -> None:
             Record(id="0", name="c", spec=InstanceSpec(image="x"), image_digest="", id_base=0),
             "cont",
         ),
-        (machine(media="disk"), "operating system of its own"),
     ],
 )
 def test_disks_need_a_place(record: Record, refusal: str) -> None:
@@ -103,7 +125,7 @@ def test_a_machine_from_a_file_system_image_has_empty_disks_alone(wish: dict[str
 def test_each_device_has_a_slot_of_its_own() -> None:
     every = [places.card(), *(places.disk(n) for n in range(places.MOST_DISKS))]
     every += [places.share(tag) for tag in places.share_tags()]
-    assert sorted(place.slot for place in every) == list(range(1, 32))
+    assert sorted(int(place.address, 16) for place in every) == list(range(1, 32))
     assert places.words(places.share("v20")) == "id=dev-share-v20"
 
 

@@ -263,6 +263,7 @@ def test_a_death_while_it_is_restored_leaves_it_as_before_or_as_then(
         take(files, directory, "then", memory=memory)
         take(files, directory, "later")
         write(directory, "now")
+        (directory / "disk-7.img").write_bytes(b"of now")
         if asleep:
             keep_moment(files.begin_suspending(), str(directory), "memory of now")
             files.suspend()
@@ -285,6 +286,7 @@ def test_a_death_while_it_is_restored_leaves_it_as_before_or_as_then(
             ("now", "memory of now" if asleep else "", "later"),
             ("then", memory, "then"),
         )
+        assert (directory / "disk-7.img").exists() == (state[0] == "now")
         seen.add(state[0])
         assert len(files.list()) == 2
         assert not leftovers(directory)

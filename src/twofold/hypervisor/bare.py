@@ -7,10 +7,19 @@ every format is said, never guessed. A guest that reboots does so; one that powe
 Refuses models that do not go together and more disks than a bus takes; runs nothing.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from twofold.errors import InvalidInput
-from twofold.hypervisor import bare_devices, bare_trial, host_pci, machine, targets
+from twofold.hypervisor import (
+    bare_devices,
+    bare_places,
+    bare_trial,
+    host_pci,
+    machine,
+    places,
+    targets,
+)
 from twofold.hypervisor.bare_devices import DISK_BUSES, NICS, DiskBus, Hardware
 from twofold.hypervisor.options import option, plain
 from twofold.runtime.plan import OpenFile
@@ -31,10 +40,12 @@ _NIC_SLOT = "0x10"
 class Drive:
     """``kind``: disk, cdrom, floppy or seed. ``path`` on the host; "" is a drive with nothing in
     it. A seed, a disc that tells the guest what to do, is a disk where disks are virtio: kernels
-    made for that (Debian's for clouds) have drivers for no CD drive."""
+    made for that (Debian's for clouds) have drivers for no CD drive. ``number``: of a disk after
+    one that was taken out; None is the next one."""
 
     kind: str
     path: str = ""
+    number: int | None = None
     read_only: bool = False
     block_device: bool = False
 
@@ -54,7 +65,8 @@ class BareSpec:
     """``boot``: which kinds of drives are tried, in this order; no others are. ``mac`` empty: no
     network card. ``local_time``: the host's, ``2026-01-31T10:00:00``, for a clock that shows it;
     the jail has no time zones, so QEMU would take UTC for it. ``scratch``: a file, for a trial of
-    virtio drivers; "" is none."""
+    virtio drivers; "" is none. ``later``: which devices came while it ran, and the places they
+    were given (``bare_places``)."""
 
     instance_id: str
     accelerator: str
@@ -71,6 +83,7 @@ class BareSpec:
     usb: tuple[str, ...] = ()  # nodes of host devices
     pci: tuple[str, ...] = ()  # addresses of host devices
     scratch: str = ""
+    later: Mapping[str, str] = field(default_factory=dict)
 
 
 def build(spec: BareSpec) -> machine.Machine:
@@ -88,9 +101,11 @@ def build(spec: BareSpec) -> machine.Machine:
         *(word for backend in backends for word in backend.words()),
         *_serial(spec.hardware.board),
         *_agent_port(spec.hardware),
+        *bare_places.words(spec.hardware),
         *_drives(spec, backends),
         *_network(spec),
         *_surface(spec.hardware),
+        *_usb_disks(spec, backends),
         *_sound(spec.hardware),
         *(_tpm(spec.hardware.board) if spec.tpm else ()),
         *_host_devices(spec),
@@ -126,7 +141,7 @@ def _named(drives: tuple[Drive, ...]) -> list[tuple[str, Drive]]:
     seen: dict[str, int] = {}
     found = []
     for drive in drives:
-        number = seen.get(drive.kind, 0)
+        number = seen.get(drive.kind, 0) if drive.number is None else drive.number
         seen[drive.kind] = number + 1
         found.append((f"{drive.kind}{number}", drive))
     return found
@@ -260,6 +275,12 @@ def _drives(spec: BareSpec, backends: list[_Backend]) -> list[str]:
             words += ["-device", controller]
     for backend in backends:
         kind = backend.drive.kind
+        place = bare_places.find(hardware, backend.name, spec.later)
+        turn = order.next(kind)
+        if place is not None:
+            if place.bus != "usb.0":
+                words += _disk_at(spec, backend, place, turn)
+            continue
         if kind == "floppy":
             device = "floppy,bus=fdc.0" if hardware.board == "q35" else "floppy"
         else:
@@ -274,12 +295,28 @@ def _drives(spec: BareSpec, backends: list[_Backend]) -> list[str]:
             device += f",drive={backend.name}"
         if kind == "disk":
             device += f",serial=twofold-{backend.name}"
-        turn = order.next(backend.drive.kind)
         if kind == "floppy" and turn:  # a property of the controller, not of the drive
             words += ["-global", f"isa-fdc.bootindexA={turn}"]
         elif turn:
             device += f",bootindex={turn}"
         words += ["-device", device]
+    return words
+
+
+def _disk_at(spec: BareSpec, backend: _Backend, place: places.Place, turn: str) -> list[str]:
+    """One that came later."""
+    device = f"{bare_places.driver(spec.hardware, backend.name, place)},{places.words(place)}"
+    device += f",drive={backend.name},serial=twofold-{backend.name}"
+    return ["-device", device + (f",bootindex={turn}" if turn else "")]
+
+
+def _usb_disks(spec: BareSpec, backends: list[_Backend]) -> list[str]:
+    """After their controller. Firmware does not try them: they came to a system that boots."""
+    words = []
+    for backend in backends:
+        place = bare_places.find(spec.hardware, backend.name, spec.later)
+        if place is not None and place.bus == "usb.0":
+            words += _disk_at(spec, backend, place, "")
     return words
 
 
@@ -313,12 +350,14 @@ def _network(spec: BareSpec) -> list[str]:
     nic = NICS[spec.hardware.nic]
     boots = "network" in spec.boot
     rom = boots and spec.hardware.board != "virt"  # the ROMs are for PCs
-    device = f"{nic.device},netdev=net0,mac={spec.mac},addr={_NIC_SLOT}"
+    place = bare_places.find(spec.hardware, bare_places.CARD, spec.later)
+    place = place or replace(places.card(), bus="", address=_NIC_SLOT)
+    device = f"{nic.device},{places.words(place)},netdev=net0,mac={spec.mac}"
     # An option ROM that nobody boots from costs time, and hides an iPXE of the user's own.
     device += f",romfile={nic.boot_rom if rom else ''}"
     if boots:
         device += f",bootindex={_Order(spec.boot).next('network')}"
-    return [*("-netdev", "tap,id=net0,fd={fd:tap}"), *("-device", device)]
+    return [*("-netdev", f"tap,id={places.CARD_BACKEND},fd={{fd:tap}}"), *("-device", device)]
 
 
 def _surface(hardware: Hardware) -> list[str]:

@@ -35,7 +35,7 @@ async def change(socket_path: str, drive: str, path: str, *, read_only: bool) ->
             raise
         await client.execute("blockdev-close-tray", {"id": device})
         if before:
-            await client.execute("blockdev-del", {"node-name": before})
+            await plugging.remove_node(client, before)
 
 
 async def _make_ready(client: QMPClient, drive: str, path: str, *, read_only: bool) -> str:

@@ -15,23 +15,24 @@ _FIRST_DISK, _FIRST_SHARE, _CARD = 0x01, 0x10, 0x1F
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """``slot`` 0: anywhere on the board, for good."""
+    """``bus`` empty: anywhere on the board, for good. ``address`` empty: anywhere on that bus."""
 
     device: str
-    slot: int
+    bus: str = ""
+    address: str = ""
 
 
 def disk(number: int) -> Place:
-    return Place(device=f"dev-disk{number}", slot=_slot(_FIRST_DISK, number, MOST_DISKS))
+    return _on_bridge(f"dev-disk{number}", _slot(_FIRST_DISK, number, MOST_DISKS))
 
 
 def share(tag: str) -> Place:
     """``tag``: as of ``share_tag``."""
-    return Place(device=f"dev-share-{tag}", slot=_slot(_FIRST_SHARE, int(tag[1:]), MOST_SHARES))
+    return _on_bridge(f"dev-share-{tag}", _slot(_FIRST_SHARE, int(tag[1:]), MOST_SHARES))
 
 
 def card() -> Place:
-    return Place(device="dev-net0", slot=_CARD)
+    return _on_bridge("dev-net0", _CARD)
 
 
 def share_tag(number: int) -> str:
@@ -45,8 +46,12 @@ def share_tags() -> list[str]:
 
 def words(place: Place) -> str:
     """Of a device on the command line."""
-    where = f",bus={BRIDGE},addr={place.slot:#x}" if place.slot else ""
-    return f"id={place.device}{where}"
+    bus = f",bus={place.bus}" if place.bus else ""
+    return f"id={place.device}{bus}" + (f",addr={place.address}" if place.address else "")
+
+
+def _on_bridge(device: str, slot: int) -> Place:
+    return Place(device=device, bus=BRIDGE, address=f"{slot:#x}") if slot else Place(device=device)
 
 
 def _slot(first: int, number: int, most: int) -> int:

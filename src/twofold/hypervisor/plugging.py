@@ -21,19 +21,16 @@ LET_GO_S = 10.0
 _TIMEOUT_S = 60.0
 
 
-async def plug_disk(socket_path: str, number: int, path: str) -> None:
+async def plug_disk(
+    socket_path: str, number: int, path: str, *, place: Place, driver: str = "virtio-blk-pci"
+) -> None:
     """Raises IllegalState when QEMU refuses, TimedOut, Unavailable, OSError for the file."""
     node = f"disk{number}"
     async with qmp.session(socket_path, timeout_s=_TIMEOUT_S) as client:
         await add_raw_node(client, node, path)
         try:
-            await _add(
-                client,
-                "virtio-blk-pci",
-                places.disk(number),
-                drive=node,
-                serial=machine.disk_serial(number),
-            )
+            serial = machine.disk_serial(number)
+            await _add(client, driver, place, drive=node, serial=serial)
         except BaseException:
             await client.execute("blockdev-del", {"node-name": node})
             raise
@@ -42,8 +39,8 @@ async def plug_disk(socket_path: str, number: int, path: str) -> None:
 async def unplug_disk(socket_path: str, number: int) -> None:
     """Raises TimedOut when the guest does not let go, IllegalState, Unavailable."""
     async with qmp.session(socket_path, timeout_s=_TIMEOUT_S) as client:
-        await _remove(client, places.disk(number).device)
-        await _forget(client, "blockdev-del", {"node-name": f"disk{number}"})
+        await _remove(client, places.disk(number).device)  # of the same name in every machine
+        await remove_node(client, f"disk{number}")
 
 
 async def plug_share(socket_path: str, tag: str) -> None:
@@ -58,7 +55,9 @@ async def unplug_share(socket_path: str, tag: str) -> None:
         await _remove(client, places.share(tag).device)
 
 
-async def plug_card(socket_path: str, *, mac: str, tap_fd: int) -> None:
+async def plug_card(
+    socket_path: str, *, mac: str, tap_fd: int, place: Place, driver: str = "virtio-net-pci"
+) -> None:
     async with qmp.session(socket_path, timeout_s=_TIMEOUT_S) as client:
         client.send_fd_scm(tap_fd)
         await client.execute("getfd", {"fdname": "tap"})
@@ -66,7 +65,7 @@ async def plug_card(socket_path: str, *, mac: str, tap_fd: int) -> None:
         await client.execute("netdev_add", backend)
         words = {"netdev": places.CARD_BACKEND, "mac": mac, "romfile": ""}
         try:
-            await _add(client, "virtio-net-pci", places.card(), **words)
+            await _add(client, driver, place, **words)
         except BaseException:
             await client.execute("netdev_del", {"id": places.CARD_BACKEND})
             raise
@@ -105,8 +104,25 @@ async def add_raw_node(client: QMPClient, node: str, path: str, *, read_only: bo
         await client.execute("remove-fd", {"fdset-id": fdset})
 
 
+async def remove_node(client: QMPClient, node: str) -> None:
+    """Also one that is gone. The descriptor that the command line had for it goes with it: a file
+    that is removed then takes no more space."""
+    await _forget(client, "blockdev-del", {"node-name": node})
+    answer: Any = await client.execute("query-fdsets")
+    try:
+        sets = [
+            int(one["fdset-id"])
+            for one in answer
+            if one["fds"] and all(fd.get("opaque") == node for fd in one["fds"])
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise GuestFailed(f"QEMU's descriptors make no sense: {str(answer)[:200]}") from None
+    for fdset in sets:
+        await _forget(client, "remove-fd", {"fdset-id": fdset})
+
+
 async def _add(client: QMPClient, driver: str, place: Place, **words: Any) -> None:
-    where = {"bus": places.BRIDGE, "addr": f"{place.slot:#x}"}
+    where = {"bus": place.bus, **({"addr": place.address} if place.address else {})}
     await client.execute("device_add", {"driver": driver, "id": place.device, **where, **words})
 
 
@@ -125,8 +141,8 @@ async def _remove(client: QMPClient, device: str) -> None:
             if device not in await _devices(client):
                 return
             raise TimedOut(
-                f"the guest did not let go of {device!r} within {LET_GO_S:.0f} s",
-                hint="try again, or: twofold restart NAME",
+                f"the guest did not let go of it within {LET_GO_S:.0f} s: it is still there",
+                hint="try again; or: twofold stop NAME, and unplug it then",
             ) from None
 
 

@@ -17,6 +17,7 @@ from twofold.model.instance import DiskWish, InstanceSpec
 _DISK = re.compile(r"disk-([0-9]{1,2})\.img")
 
 _SMALLEST_BYTES = 1 << 20
+_MOST_OWN = 65  # numbers of an operating system's own machine: what ``unplug`` can name
 
 
 def at_start(spec: InstanceSpec, *, card: bool) -> dict[str, Any]:
@@ -29,53 +30,70 @@ def at_start(spec: InstanceSpec, *, card: bool) -> dict[str, Any]:
     return {"attached": found, "attached_at_start": found}
 
 
+def first_number(spec: InstanceSpec) -> int:
+    """Disk 0 of what was made from a disk image is the copy of that."""
+    return 1 if spec.media == "disk" else 0
+
+
+def numbered(spec: InstanceSpec) -> list[tuple[int, DiskWish]]:
+    """The wished disks and their numbers."""
+    every = enumerate(spec.disks, start=first_number(spec))
+    return [(number, wish) for number, wish in every if not wish.removed]
+
+
 def disk_numbers(spec: InstanceSpec) -> list[int]:
-    return [number for number, wish in enumerate(spec.disks) if not wish.removed]
+    return [number for number, _ in numbered(spec)]
 
 
 def as_files(record: Record, directory: str) -> InstanceSpec:
     """The wish with the disks whose files are there: a restoring has put others in place, or a
-    daemon died between the file and the row. Machines with an OS of their own: as they are."""
+    daemon died between the file and the row. Block devices of the host have no file."""
     spec = record.spec
-    if not record.is_vm or record.has_own_os:
+    if not record.is_vm:
         return spec
-    sizes: dict[int, int] = {}
+    wishes = dict(numbered(spec))
+    found = {number: wish for number, wish in wishes.items() if wish.device}
     for name in os.listdir(directory):
         match = _DISK.fullmatch(name)
-        if match and int(match[1]) < places.MOST_DISKS:
-            size = os.stat(f"{directory}/{name}").st_size
-            sizes[int(match[1])] = max(size, _SMALLEST_BYTES)
-    if sorted(sizes) == disk_numbers(spec):
+        number = int(match[1]) if match else -1
+        if first_number(spec) <= number < (_MOST_OWN if record.has_own_os else places.MOST_DISKS):
+            size = max(os.stat(f"{directory}/{name}").st_size, _SMALLEST_BYTES)
+            has = wishes.get(number)
+            found[number] = has if has and has.image else DiskWish(size_bytes=size)
+    if sorted(found) == disk_numbers(spec):
         return spec
-    wishes = [
-        DiskWish(size_bytes=sizes[number]) if number in sizes else DiskWish(removed=True)
-        for number in range(max(sizes, default=-1) + 1)
-    ]
-    return spec.model_copy(update={"disks": wishes})
+    every = range(first_number(spec), max(found, default=-1) + 1)
+    kept = [found.get(number, DiskWish(removed=True)) for number in every]
+    return spec.model_copy(update={"disks": kept})
 
 
 def with_disk(spec: InstanceSpec, size_bytes: int) -> tuple[int, list[DiskWish]]:
     """The number of one more disk, and all of them. Raises Conflict."""
     wishes = list(spec.disks)
     gaps = [number for number, wish in enumerate(wishes) if wish.removed]
-    number = gaps[0] if gaps else len(wishes)
-    if number >= places.MOST_DISKS:
+    at = gaps[0] if gaps else len(wishes)
+    if at >= places.MOST_DISKS:
         raise Conflict(
             f"a virtual machine has at most {places.MOST_DISKS} more disks",
-            hint="twofold unplug NAME --disk 0",
+            hint=f"twofold unplug NAME --disk {disk_numbers(spec)[0]}",
         )
-    wishes[number : number + 1] = [DiskWish(size_bytes=size_bytes)]
-    return number, wishes
+    wishes[at : at + 1] = [DiskWish(size_bytes=size_bytes)]
+    return at + first_number(spec), wishes
 
 
 def without_disk(spec: InstanceSpec, number: int) -> list[DiskWish]:
     """Raises NotFound."""
     numbers = disk_numbers(spec)
+    if number < first_number(spec):
+        raise Unsupported(
+            "disk 0 is the copy of its image, which the machine is made of: it stays",
+            hint="twofold rm NAME takes all of it away",
+        )
     if number not in numbers:
         has = ", ".join(map(str, numbers)) or "none"
         raise NotFound(f"no disk {number} (there are: {has})", hint="twofold show NAME")
     wishes = list(spec.disks)
-    wishes[number] = DiskWish(removed=True)
+    wishes[number - first_number(spec)] = DiskWish(removed=True)
     while wishes and wishes[-1].removed:
         wishes.pop()
     return wishes

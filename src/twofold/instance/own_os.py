@@ -16,7 +16,7 @@ from twofold.errors import InvalidInput, TwofoldError, Unsupported
 from twofold.hypervisor import bare, host_pci, machine, tpm
 from twofold.hypervisor.bare import BareSpec, Drive, Firmware
 from twofold.hypervisor.bare_devices import Hardware
-from twofold.instance import kinds, seed, vm
+from twofold.instance import attachments, kinds, seed, vm
 from twofold.instance.collaborators import MachineParts
 from twofold.instance.container import stdio_of
 from twofold.instance.own_os_devices import NO_HOST_DEVICES, HostDevices
@@ -67,7 +67,8 @@ _OF_A_MACHINE = {
 @dataclass(frozen=True, kw_only=True)
 class Fitting:
     """The devices of one machine, and in words why each was chosen. ``before``: the hardware to
-    go back to. ``drivers``: those for virtio that its system was seen to have, in a trial."""
+    go back to. ``drivers``: those for virtio that its system was seen to have, in a trial.
+    ``later``: the places of what was plugged in while it ran (``hypervisor/bare_places.py``)."""
 
     hardware: Hardware
     profile: str = "emulated"  # virtio where disk and network are
@@ -79,6 +80,7 @@ class Fitting:
     reasons: dict[str, str] = field(default_factory=dict)
     before: dict[str, Any] | None = None
     drivers: tuple[str, ...] = ()
+    later: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -187,11 +189,10 @@ def drives(spec: InstanceSpec, directory: str) -> tuple[Drive, ...]:
     found: list[Drive] = []
     if spec.media == "disk":
         found.append(Drive(kind="disk", path=disk_file(directory, 0)))
-    for wish in spec.disks:
-        if wish.device:
-            found.append(Drive(kind="disk", path=wish.device, block_device=True))
-        else:
-            found.append(Drive(kind="disk", path=disk_file(directory, len(found))))
+    for number, wish in attachments.numbered(spec):
+        path = wish.device or disk_file(directory, number)
+        drive = Drive(kind="disk", path=path, block_device=bool(wish.device), number=number)
+        found.append(drive)
     for at, name in enumerate(spec.cdrom or [""]):
         found.append(Drive(kind="cdrom", path=disc_file(directory, at) if name else ""))
     if spec.virtio_win is not None:
@@ -284,6 +285,7 @@ def machine_plan(
             tpm=fitting.tpm,
             local_time=local_time,
             scratch=scratch,
+            later=fitting.later,
             usb=given.usb,
             pci=tuple(one.address for one in given.pci),
         )

@@ -166,7 +166,7 @@ class Refitting:
         if gets is None:
             gets = await asyncio.to_thread(self._choose, spec, record, has, wanted, operation)
         remembered = {name: item for name, item in has.to_dict().items() if name != "before"}
-        gets = replace(gets, before=remembered, drivers=has.drivers)
+        gets = replace(gets, before=remembered, drivers=has.drivers, later=has.later)
         async with operation.step(f"Refitting {record.name}"):
             if gets.firmware != "bios" and not os.path.exists(own_os.nvram_file(directory)):
                 files = await asyncio.to_thread(own_os_files.firmware_of, gets)

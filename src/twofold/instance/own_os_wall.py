@@ -13,6 +13,7 @@ from typing import Any
 from twofold.errors import InvalidInput
 from twofold.hypervisor import bare_devices, bare_trial, tpm
 from twofold.instance import (
+    attachments,
     own_os,
     own_os_devices,
     own_os_files,
@@ -153,6 +154,7 @@ class OwnOsWall:
             "kernel_shared_with_host": False,
             "hypervisor_id_range": [record.id_base, record.id_base + 65535],
             **own_os_hardware.facts(fitting),
+            **attachments.at_start(record.spec, card=place.network is not None),
             "limits": {
                 **limits_of(record.spec),
                 "memory_bytes": own_os.memory_bytes(record.spec, fitting),

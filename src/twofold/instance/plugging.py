@@ -21,10 +21,12 @@ from twofold.errors import (
     NotFound,
     TimedOut,
     TwofoldError,
+    Unavailable,
     Unsupported,
 )
 from twofold.hypervisor import machine, places, plugging
-from twofold.instance import attachments, states, vm
+from twofold.instance import attachments, berths, states, vm
+from twofold.instance.berths import Berths, OwnBerths
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.container import volume_mounts
 from twofold.instance.facts import write_facts
@@ -35,7 +37,7 @@ from twofold.linux import tun
 from twofold.model.instance import InstanceSpec, State, Volume
 from twofold.model.plugging import PlugWish, UnplugWish
 from twofold.operations import Operation
-from twofold.runtime.plan import Mount
+from twofold.runtime.plan import Mount, Network
 from twofold.storage import disk
 
 _MOST_VOLUMES = 64
@@ -165,22 +167,30 @@ class Plugging:
         _refuse_disks(record)
         _refuse_no_place(record)
         number, wishes = attachments.with_disk(record.spec, size_bytes)
+        spec = record.spec.model_copy(update={"disks": wishes})
+        directory = self._rooms.paths.instance_dir(record.id)
+        if record.has_own_os and not record.active:
+            await asyncio.to_thread(berths.check_room, record.name, spec, directory)
         intent = {"do": "plug", "kind": "disk", "number": number}
-        path = vm.disk_file(self._rooms.paths.instance_dir(record.id), number)
+        path = vm.disk_file(directory, number)
         async with operation.step(f"Giving {record.name} disk {number}") as step:
             await self._begin(record, intent, f"disk {number}")
             try:
                 await asyncio.to_thread(_unlink, path)  # of nobody's: the wish has no such disk
                 await asyncio.to_thread(disk.empty, path, size_bytes)
                 if record.active:
-                    await plugging.plug_disk(self._qmp(record), number, path)
+                    berth = await asyncio.to_thread(self._berths(record).disk, number)
+                    qmp = self._qmp(record)
+                    await plugging.plug_disk(
+                        qmp, number, path, place=berth.place, driver=berth.driver
+                    )
+                if record.active and not record.has_own_os:
                     serial = machine.disk_serial(number)
                     said = await self._ask(record, do="disk", serial=serial)
                     step.progress(None, f"inside it is {str(said.get('device'))[:40]!r}")
             except BaseException:
                 await self._undo(record, intent)
                 raise
-            spec = record.spec.model_copy(update={"disks": wishes})
             await self._done(record, spec, **self._attached(record, intent))
 
     async def _unplug_disk(
@@ -189,6 +199,8 @@ class Plugging:
         _refuse_disks(record)
         _refuse_no_place(record)
         attachments.without_disk(record.spec, number)
+        if record.active:
+            await asyncio.to_thread(self._berths(record).check_removable, f"disk{number}")
         intent = {"do": "unplug", "kind": "disk", "number": number}
         await self._remove(record, intent, f"no disk {number}", operation, force=force)
 
@@ -208,27 +220,38 @@ class Plugging:
             record.change(network=network, address=network.address, mac=network.mac)
             try:
                 if record.active:
-                    tap = tun.open_tap(network.host_link, vnet_header=True)
-                    try:
-                        await self._rooms.networks.plug(record.id, "vm", record.pid or 0, network)
-                        card = plugging.plug_card(self._qmp(record), mac=network.mac, tap_fd=tap)
-                        await card
-                    finally:
-                        os.close(tap)
-                    hostname = hostname_of(record.name, record.spec.hostname)
-                    place = await self._lifecycle.place(record)
-                    await self._ask(
-                        record,
-                        do="card",
-                        network=vm.network_words(network, network.mac),
-                        files=files_of(hostname, place),
-                    )
+                    await self._connect(record, network)
                 step.progress(None, f"its address is {network.address}")
             except BaseException:
                 await self._undo(record, intent)
                 raise
             spec = record.spec.model_copy(update={"network": "default"})
             await self._done(record, spec, **self._attached(record, intent))
+
+    async def _connect(self, record: Record, network: Network) -> None:
+        """The card, and inside or, where nobody is inside, in the answer to who asks, the address
+        that goes with it."""
+        berth = await asyncio.to_thread(self._berths(record).card)
+        hostname = hostname_of(record.name, record.spec.hostname)
+        tap = tun.open_tap(network.host_link, vnet_header=berth.vnet_header)
+        try:
+            await self._rooms.networks.plug(record.id, "vm", record.pid or 0, network)
+            if record.has_own_os:
+                await self._rooms.networks.lease(record.id, network, hostname)
+            await plugging.plug_card(
+                self._qmp(record),
+                mac=network.mac,
+                tap_fd=tap,
+                place=berth.place,
+                driver=berth.driver,
+            )
+        finally:
+            os.close(tap)
+        if record.has_own_os:
+            return
+        files = files_of(hostname, await self._lifecycle.place(record))
+        inside = vm.network_words(network, network.mac)
+        await self._ask(record, do="card", network=inside, files=files)
 
     async def _unplug_card(self, record: Record, operation: Operation) -> None:
         if record.network is None:
@@ -240,6 +263,8 @@ class Plugging:
                 "network card stays",
                 hint="make it anew without -p",
             )
+        if record.active:
+            await asyncio.to_thread(self._berths(record).check_removable, "card")
         await self._remove(
             record, {"do": "unplug", "kind": "card"}, "no network card", operation, force=False
         )
@@ -265,10 +290,12 @@ class Plugging:
             spec = _without(record.spec, intent)
             await self._done(record, spec, **self._attached(record, intent, gone=True))
 
-    async def _take_out(self, record: Record, intent: dict[str, Any], *, force: bool) -> None:
+    async def _take_out(
+        self, record: Record, intent: dict[str, Any], *, force: bool, runs: bool | None = None
+    ) -> None:
         """From wherever the change has got to. ``force``: also what the guest uses, or a guest
-        that says nothing has."""
-        kind, runs = intent["kind"], _runs_in_vm(record)
+        that says nothing has. ``runs``: None is as the record says."""
+        kind, runs = intent["kind"], _runs_in_vm(record) if runs is None else runs
         if kind == "volume" and runs:
             # A guest lets go of the device when nothing of it is in use any more: no use in force.
             await self._free(record, False, do="unshare", target=intent["target"])
@@ -279,18 +306,21 @@ class Plugging:
                 await self._free(record, False, do="unshare", target=intent["target"])
                 await plugging.unplug_share(self._qmp(record), intent["tag"])
             await self._unmount(record, f"{machine.SHARE_DIR}/{intent['tag']}", "lazy", "rmdir")
-        elif kind == "volume" and record.active:
+        elif kind == "volume" and record.active and not record.is_vm:
             await self._unmount(record, intent["target"], *(("lazy",) if force else ()))
         elif kind == "disk":
             if runs:
                 serial = machine.disk_serial(intent["number"])
-                await self._free(record, force, do="undisk", serial=serial)
+                if not record.has_own_os:
+                    await self._free(record, force, do="undisk", serial=serial)
                 await plugging.unplug_disk(self._qmp(record), intent["number"])
             directory = self._rooms.paths.instance_dir(record.id)
             await asyncio.to_thread(_unlink, vm.disk_file(directory, intent["number"]))
+            await asyncio.to_thread(self._berths(record).give_back, f"disk{intent['number']}")
         elif kind == "card":
             if runs:
                 await plugging.unplug_card(self._qmp(record))
+            await asyncio.to_thread(self._berths(record).give_back, "card")
             await self._rooms.networks.unplug(record.id)
             record.change(network=None, address=None, mac=None)
 
@@ -312,9 +342,11 @@ class Plugging:
     async def _undo(self, record: Record, intent: dict[str, Any]) -> None:
         """Of a plug that failed or was cancelled."""
         try:
-            await self._take_out(record, intent, force=True)
+            try:
+                await self._take_out(record, intent, force=True)
+            except Unavailable:  # all of it has ended, which waits for the lock that we hold
+                await self._take_out(record, intent, force=True, runs=False)
         except TwofoldError as error:
-            # Unless all of it has ended: then nothing is left of it but a file, and no wish.
             log.warning("%s: %s stays until it stops: %s", record.name, intent, error.message)
             return
         await self._stays(record)
@@ -363,6 +395,11 @@ class Plugging:
     async def _unmount(self, record: Record, target: str, *options: str) -> None:
         await self._mount(record, Mount(kind="none", source="", target=target, options=options))
 
+    def _berths(self, record: Record) -> Berths:
+        if not record.has_own_os:
+            return Berths()
+        return OwnBerths(record.name, self._rooms.paths.instance_dir(record.id))
+
     def _qmp(self, record: Record) -> str:
         return f"{self._rooms.paths.instance_run(record.id)}/qmp.sock"
 
@@ -386,7 +423,7 @@ def _refuse_no_place(record: Record) -> None:
     """Only a running virtual machine needs one."""
     if not _runs_in_vm(record):
         return
-    if not vm.grows(record.spec):
+    if not vm.grows(record.spec) and not record.has_own_os:
         raise Unsupported(
             f"{record.name!r} has {_hardware(record)}: nothing can be plugged into it while it "
             "runs",
@@ -405,12 +442,7 @@ def _refuse_disks(record: Record) -> None:
             f"{record.name!r} is a container, which has directories in place of disks",
             hint=f"twofold plug {record.name} -v DIR:/data",
         )
-    if record.has_own_os:
-        raise Unsupported(
-            f"{record.name!r} has an operating system of its own, and its disks from the outset",
-            hint=f"twofold create --image {record.spec.image} --disk 64g NAME",
-        )
-    if not vm.grows(record.spec):
+    if not vm.grows(record.spec) and not record.has_own_os:
         raise Unsupported(
             f"{record.name!r} has {_hardware(record)}, without a place for more disks",
             hint="use --hardware virtio",
@@ -420,10 +452,9 @@ def _refuse_disks(record: Record) -> None:
 def _refuse_card(record: Record) -> None:
     if not record.active:
         return
-    if not record.is_vm or record.has_own_os:
-        what = "an operating system of its own" if record.has_own_os else "a container's wall"
+    if not record.is_vm:
         raise Unsupported(
-            f"{record.name!r} has {what}: its network changes only while it is stopped",
+            f"{record.name!r} has a container's wall: its network changes only while it is stopped",
             hint=f"twofold stop {record.name}",
         )
     _refuse_no_place(record)

@@ -61,8 +61,12 @@ def content(directory: str) -> list[str]:
         names = os.listdir(directory)
     except FileNotFoundError:
         return []
-    disks = [name for name in names if name.startswith("disk-") and name.endswith(".img")]
-    return sorted([name for name in names if name in _CONTENT] + disks)
+    return sorted([name for name in names if name in _CONTENT] + _disks(directory))
+
+
+def _disks(directory: str) -> list[str]:
+    names = os.listdir(directory)
+    return sorted(name for name in names if name.startswith("disk-") and name.endswith(".img"))
 
 
 class SnapshotStore:
@@ -217,8 +221,9 @@ class SnapshotStore:
             disks = moments.facts_of_disks(scratch, list(moment.disks))
             moments.share(moment, f"{scratch}/{SUSPENDED}", disks=disks)
         moments.write_json(f"{scratch}/current", {"name": snapshot.name})
-        with open(f"{scratch}/{_DROP}", "w", encoding="ascii"):
-            pass  # the memory of now belongs to the disk of now: neither stays
+        with open(f"{scratch}/{_DROP}", "w", encoding="ascii") as file:
+            # The memory of now belongs to the disk of now: neither stays. Nor do disks since then.
+            file.writelines(f"{name}\n" for name in _disks(self._instance) if name not in names)
         _sync(scratch)
 
     def abandon(self) -> None:
@@ -238,6 +243,7 @@ class SnapshotStore:
             return False
         if os.path.exists(f"{ready}/{_DROP}"):
             self._discard(SUSPENDED)
+            self._drop_disks(f"{ready}/{_DROP}")
             os.unlink(f"{ready}/{_DROP}")
         for name in [*content(ready), SUSPENDED]:
             if not os.path.lexists(f"{ready}/{name}"):
@@ -252,6 +258,12 @@ class SnapshotStore:
         shutil.rmtree(ready)
         self._sweep()
         return True
+
+    def _drop_disks(self, listed: str) -> None:
+        with open(listed, encoding="ascii") as file:
+            names = {line.rstrip("\n") for line in file}
+        for name in names.intersection(_disks(self._instance)):
+            os.unlink(f"{self._instance}/{name}")
 
     # -- a machine that sleeps ----------------------------------------------------------------
 

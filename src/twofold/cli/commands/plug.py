@@ -19,8 +19,10 @@ EXAMPLES = (
 DESCRIPTION = """\
 What is plugged in is there at once, and at every later start; twofold unplug takes it out. A
 running container can be given directories, a running virtual machine on virtio hardware also empty
-disks and, where it has none, a network card. While its hardware differs from what it was started
-with a virtual machine can be neither forked nor suspended: restart it first."""
+disks and, where it has none, a network card. So can one with an operating system of its own, on
+emulated hardware too where that has a place for it; it gets no directories. While its hardware
+differs from what it was started with a virtual machine can be neither forked nor suspended: restart
+it first."""
 
 
 def configure(parser: Parser) -> None:

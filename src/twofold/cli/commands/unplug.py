@@ -16,8 +16,9 @@ EXAMPLES = (
     "twofold unplug sealed --network",
 )
 DESCRIPTION = """\
-Also what it was created with. What is in use inside is refused: end what uses it first. A directory
-of the host stays as it is; what is on a disk is gone with it."""
+Also what it was created with. What is in use inside is refused: end what uses it first. An
+operating system of its own is asked to let go of the device; whether it uses it nobody can say. A
+directory of the host stays as it is; what is on a disk is gone with it."""
 
 
 def configure(parser: Parser) -> None:
