@@ -50,7 +50,7 @@ async def test_what_is_no_name_is_refused_before_anything_is_touched(
 ) -> None:
     async with FakeHouse(tmp_path) as house:
         spec = InstanceSpec(image="alpine", command=["sleep"], name="web")
-        parent = await house.manager.run(spec, Operation("run"))
+        parent = await house.manager.creation.run(spec, Operation("run"))
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(InvalidInput) as caught:
             await house.manager.forks.fork(parent, Operation("fork"), count=count, pattern=pattern)
@@ -66,7 +66,7 @@ async def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     monkeypatch.setattr(ownership, "shift", lambda *_: None)
     async with FakeHouse(tmp_path) as house:
         spec = InstanceSpec(image="alpine", command=["sleep"], name="web")
-        await house.manager.run(spec, Operation("run"))
+        await house.manager.creation.run(spec, Operation("run"))
         yield house
 
 

@@ -89,7 +89,7 @@ async def change(house: FakeHouse, record: Record, **fields: Any) -> None:
 
 async def started(house: FakeHouse) -> Record:
     spec = InstanceSpec(image="alpine", command=["sleep"], name="web", isolation=Isolation.VM)
-    return await house.manager.run(spec, Operation("run"))
+    return await house.manager.creation.run(spec, Operation("run"))
 
 
 async def test_the_row_says_it_before_it_is_plugged_in(

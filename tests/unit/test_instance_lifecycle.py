@@ -26,7 +26,7 @@ def spec(word: str = "sleep", **fields: Any) -> InstanceSpec:
 
 
 async def run(house: FakeHouse, word: str = "sleep", **fields: Any) -> Record:
-    return await house.manager.run(spec(word, **fields), Operation("run"))
+    return await house.manager.creation.run(spec(word, **fields), Operation("run"))
 
 
 async def test_run_stop_remove(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ async def test_a_failing_step_leaves_nothing_of_a_run(tmp_path: Path, step: str)
 async def test_a_cancelled_run_leaves_nothing(tmp_path: Path, step: str) -> None:
     async with FakeHouse(tmp_path) as house:
         house.keeper.hang_on = step
-        operation = house.operations.start("run", lambda op: house.manager.run(spec(), op))
+        operation = house.operations.start("run", lambda op: house.manager.creation.run(spec(), op))
         await house.keeper.hanging.wait()
         house.keeper.hang_on = ""
         operation.cancel()
@@ -77,7 +77,7 @@ async def test_a_cancelled_run_leaves_nothing(tmp_path: Path, step: str) -> None
 
 async def test_a_failed_start_of_a_kept_instance_keeps_it_as_it_was(tmp_path: Path) -> None:
     async with FakeHouse(tmp_path) as house:
-        record = await house.manager.create(spec(name="web"), Operation("create"))
+        record = await house.manager.creation.create(spec(name="web"), Operation("create"))
         house.failing.names.add("plug")
         with pytest.raises(RuntimeFailed):
             await house.manager.lifecycle.start(record, Operation("start"))
@@ -123,7 +123,7 @@ async def test_forced_removal_of_one_that_is_starting(tmp_path: Path) -> None:
     async with FakeHouse(tmp_path) as house:
         house.keeper.hang_on = "start"
         operation = house.operations.start(
-            "run", lambda op: house.manager.run(spec(name="web"), op)
+            "run", lambda op: house.manager.creation.run(spec(name="web"), op)
         )
         await house.keeper.hanging.wait()
         house.keeper.hang_on = ""
@@ -162,7 +162,10 @@ async def test_remove_refuses_what_runs_unless_forced(tmp_path: Path) -> None:
 async def test_fifty_creates_of_one_name_have_one_winner(tmp_path: Path) -> None:
     async with FakeHouse(tmp_path) as house:
         results = await asyncio.gather(
-            *(house.manager.create(spec(name="web"), Operation("create")) for _ in range(50)),
+            *(
+                house.manager.creation.create(spec(name="web"), Operation("create"))
+                for _ in range(50)
+            ),
             return_exceptions=True,
         )
         assert sum(isinstance(result, Record) for result in results) == 1
@@ -237,19 +240,19 @@ async def test_bad_wishes_are_refused_before_anything_is_made(tmp_path: Path) ->
             spec(env=["=x"]),
         ):
             with pytest.raises(InvalidInput):
-                await house.manager.create(bad, Operation("create"))
+                await house.manager.creation.create(bad, Operation("create"))
         with pytest.raises(NotFound):
-            await house.manager.create(InstanceSpec(image="nosuch"), Operation("create"))
+            await house.manager.creation.create(InstanceSpec(image="nosuch"), Operation("create"))
         wish = spec(network="none", ports=[Port(host_port=1, guest_port=1)])
         with pytest.raises(Conflict):
-            await house.manager.create(wish, Operation("create"))
+            await house.manager.creation.create(wish, Operation("create"))
         assert house.left() == []
 
 
 async def test_an_operating_system_of_its_own_has_no_streams_to_attach_to(tmp_path: Path) -> None:
     async with FakeHouse(tmp_path) as house:
         wish = InstanceSpec(image="alpine", command=["sleep"], name="web")
-        record = await house.manager.run(wish, Operation("run"))
+        record = await house.manager.creation.run(wish, Operation("run"))
         record.spec = record.spec.model_copy(update={"media": "disk"})
         with pytest.raises(Unsupported) as caught:
             await house.manager.sessions.attach(record, ticket="0" * 32)

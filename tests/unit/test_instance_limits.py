@@ -17,7 +17,7 @@ MIB = 1 << 20
 
 async def started(house: FakeHouse, **fields: Any) -> Record:
     spec = InstanceSpec(image="alpine", command=["sleep"], name="web", **fields)
-    return await house.manager.run(spec, Operation("run"))
+    return await house.manager.creation.run(spec, Operation("run"))
 
 
 async def change(house: FakeHouse, record: Record, **fields: Any) -> list[str]:

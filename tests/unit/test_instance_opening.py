@@ -17,7 +17,7 @@ from twofold.operations import Operation
 
 async def created(house: FakeHouse, **fields: Any) -> Record:
     spec = InstanceSpec(image="alpine", command=["sleep"], name="web", **fields)
-    return await house.manager.create(spec, Operation("create"))
+    return await house.manager.creation.create(spec, Operation("create"))
 
 
 async def read(house: FakeHouse, record: Record) -> bytes:

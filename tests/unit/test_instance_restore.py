@@ -18,7 +18,7 @@ from twofold.operations import Operation
 
 async def run(house: FakeHouse, **fields: Any) -> Record:
     wish = InstanceSpec(image="alpine", command=["sleep"], **fields)
-    return await house.manager.run(wish, Operation("run"))
+    return await house.manager.creation.run(wish, Operation("run"))
 
 
 async def reborn(house: FakeHouse, **options: Any) -> restoring.Report:
@@ -115,7 +115,7 @@ async def test_killed_in_the_middle_of_a_start(tmp_path: Path, state: str) -> No
 async def test_killed_between_row_and_directory(tmp_path: Path) -> None:
     async with FakeHouse(tmp_path) as house:
         wish = InstanceSpec(image="alpine", command=["sleep"], name="web")
-        record = await house.manager.create(wish, Operation("create"))
+        record = await house.manager.creation.create(wish, Operation("create"))
         os.unlink(f"{house.paths.instance_dir(record.id)}/spec.json")
         report = await reborn(house)
         assert report.removed == 1
@@ -125,7 +125,7 @@ async def test_killed_between_row_and_directory(tmp_path: Path) -> None:
 async def test_killed_in_the_middle_of_a_removal(tmp_path: Path) -> None:
     async with FakeHouse(tmp_path) as house:
         wish = InstanceSpec(image="alpine", command=["sleep"], name="web")
-        record = await house.manager.create(wish, Operation("create"))
+        record = await house.manager.creation.create(wish, Operation("create"))
         directory = house.paths.instance_dir(record.id)
         os.rename(directory, f"{house.paths.instances}/.removing-{record.id}")
         await reborn(house)

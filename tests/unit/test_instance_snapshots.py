@@ -22,7 +22,7 @@ from twofold.storage.snapshots import SUSPENDED, Snapshot, SnapshotStore
 
 async def run(house: FakeHouse, **fields: Any) -> Record:
     wish = InstanceSpec(image="alpine", command=["sleep"], name="web", **fields)
-    return await house.manager.run(wish, Operation("run"))
+    return await house.manager.creation.run(wish, Operation("run"))
 
 
 async def machine(

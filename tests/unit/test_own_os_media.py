@@ -92,7 +92,7 @@ async def test_a_new_machine_is_on_the_disk_before_it_is_told_of(
         monkeypatch.setattr(house.images, "find", lambda _: disc)
         monkeypatch.setattr(house.images, "disk_file", disk_file)
         wish = InstanceSpec(image="alpine", disks=[DiskWish(size_bytes=1 << 20)])
-        await house.manager.create(wish, Operation("create"))
+        await house.manager.creation.create(wish, Operation("create"))
         assert asked == [["cdrom-0.iso", "disk-0.img", "hardware.json", "logs", "spec.json"]]
 
 

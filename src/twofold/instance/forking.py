@@ -12,20 +12,18 @@ import os
 import shutil
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from twofold.errors import IllegalState, InvalidInput, TwofoldError, Unsupported
 from twofold.hypervisor import standstill
 from twofold.instance import attachments, names, own_os, ownership, vm
 from twofold.instance.collaborators import Collaborators
+from twofold.instance.creation import Creation
+from twofold.instance.lifecycle import Lifecycle
 from twofold.instance.record import Record
 from twofold.instance.trees import remove_tree
 from twofold.model.instance import InstanceSpec, State
 from twofold.operations import Operation
 from twofold.storage import disk, snapshots
-
-if TYPE_CHECKING:
-    from twofold.instance.manager import InstanceManager
 
 MOST = 100
 SCRATCH = ".fork-"  # directories of this name are nobody's once the daemon has ended
@@ -43,8 +41,8 @@ class Copied:
 
 
 class Forks:
-    def __init__(self, rooms: Collaborators, manager: "InstanceManager") -> None:
-        self._rooms, self._manager = rooms, manager
+    def __init__(self, rooms: Collaborators, lifecycle: Lifecycle, creation: Creation) -> None:
+        self._rooms, self._lifecycle, self._creation = rooms, lifecycle, creation
         self._promised: set[str] = set()  # names of forks that are not there yet
 
     async def fork(
@@ -82,20 +80,20 @@ class Forks:
         try:
             for name in chosen:
                 spec = spec_in_force(parent).model_copy(update={"name": name, "ports": []})
-                record = await self._manager.create(spec, operation, durable=False)
+                record = await self._creation.create(spec, operation, durable=False)
                 born.append(record)
                 record.copied = copied
                 if copied is None:
                     await asyncio.to_thread(self._furnish, record, parent, scratch)
-            starts = (self._manager.lifecycle.start(record, operation) for record in born)
-            lasting = (self._manager.make_durable(record) for record in born)
+            starts = (self._lifecycle.start(record, operation) for record in born)
+            lasting = (self._creation.make_durable(record) for record in born)
             for outcome in await asyncio.gather(*starts, *lasting, return_exceptions=True):
                 if isinstance(outcome, BaseException):
                     raise outcome
         except BaseException:
             for record in born:
                 try:
-                    await self._manager.lifecycle.remove(record, operation, force=True)
+                    await self._lifecycle.remove(record, operation, force=True)
                 except TwofoldError as error:
                     log.warning("%s is left over of a fork: %s", record.name, error.message)
             raise
@@ -121,7 +119,7 @@ class Forks:
                     raise names.taken(pattern)
                 return [pattern]
             pattern += "-{n}"
-        taken, number = {*self._manager.records.names(), *self._promised}, 0
+        taken, number = {*self._rooms.records.names(), *self._promised}, 0
         found: list[str] = []
         while len(found) < count:
             number += 1
@@ -161,7 +159,7 @@ class Forks:
 
     async def _copy_files(self, parent: Record, operation: Operation, scratch: str) -> None:
         upper = f"{self._rooms.paths.instance_dir(parent.id)}/upper"
-        wall, run_dir = self._manager.lifecycle.wall(parent), ""
+        wall, run_dir = self._lifecycle.wall(parent), ""
         async with parent.lock, operation.step(f"Copying {parent.name}"):
             _check(parent)
             freeze = parent.state is State.RUNNING

@@ -78,9 +78,11 @@ async def create_instance(request: Request, body: CreateRequest) -> Response:
 
     async def work(operation: Operation) -> Any:
         if body.start:
-            record = await house.instances.run(body.spec, operation, ticket=body.ticket or "")
+            record = await house.instances.creation.run(
+                body.spec, operation, ticket=body.ticket or ""
+            )
         else:
-            record = await house.instances.create(body.spec, operation)
+            record = await house.instances.creation.create(body.spec, operation)
         return record.view()
 
     operation = house.operations.start("instance.run" if body.start else "instance.create", work)
