@@ -12,7 +12,7 @@ from typing import Any
 
 from twofold.errors import Conflict, InvalidInput, Unsupported
 from twofold.hypervisor import media
-from twofold.instance import own_os, own_os_files, own_os_hardware, states
+from twofold.instance import own_os, own_os_files, own_os_hardware, own_os_processor, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.driver_trial import DriverTrial
 from twofold.instance.facts import write_facts
@@ -108,6 +108,9 @@ class Refitting:
 
     async def _change_floppy(self, record: Record, name: str, operation: Operation) -> None:
         path = own_os.floppy_file(self._directory(record))
+        own_os_processor.check_floppy(
+            record.spec.arch, hint=f"twofold set {record.name} cdrom=FILE"
+        )
         if record.active and record.spec.floppy is None:
             raise Conflict(
                 f"{record.name!r} runs without a floppy drive", hint=f"twofold stop {record.name}"

@@ -55,12 +55,19 @@ def settle(spec: InstanceSpec, image: Image) -> InstanceSpec:
             "its own",
             hint="leave --nested out",
         )
-    if image.kind is ImageKind.FLOPPY or spec.floppy is not None:
-        raise Unsupported(
-            f"a machine with an {wanted} processor has no floppy drive",
-            hint="leave --floppy out" if spec.floppy is not None else "leave --arch out",
-        )
+    if image.kind is ImageKind.FLOPPY:
+        check_floppy(wanted, hint="leave --arch out")
+    if spec.floppy is not None:
+        check_floppy(wanted, hint="leave --floppy out")
     return spec.model_copy(update={"arch": wanted})
+
+
+def check_floppy(processor: str | None, *, hint: str) -> None:
+    """Raises Unsupported where there is no drive for one."""
+    if processor and spelled(processor) != PC:
+        raise Unsupported(
+            f"a machine with an {spelled(processor)} processor has no floppy drive", hint=hint
+        )
 
 
 def reason(spec: InstanceSpec, image: Image) -> tuple[str, str]:
