@@ -93,9 +93,9 @@ def test_a_debian_moves_to_virtio_and_has_the_verbs_of_every_instance(
         "arm64"
     )
     try:
-        words = ("--os", "debian12", "--hardware", "emulated", "--memory", "768m", "--cpus", "2")
-        twofold("create", *words, "--tpm", "on", "--name", "arm", "armdebian", check=True,
-                timeout_s=BOOT_S)  # fmt: skip
+        words = ["--vm", "--os", "debian12", "--hardware", "emulated", "--memory", "768m"]
+        words += ["--cpus", "2", "--tpm", "on", "--name", "arm", "armdebian"]
+        twofold("create", *words, check=True, timeout_s=BOOT_S)
         twofold("start", "arm", check=True)
         await_console(twofold, "arm", "login:", timeout_s=BOOT_S)
         twofold("stop", "-t", "300", "arm", check=True, timeout_s=400)  # by the power button
