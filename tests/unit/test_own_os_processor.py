@@ -1,6 +1,7 @@
 """Which processor a machine with an OS of its own gets, by which rule; and what arm64 ones are."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from twofold import osinfo
 from twofold.errors import InvalidInput, TwofoldError, Unsupported
-from twofold.hypervisor import bare, bare_devices, firmware, targets
+from twofold.hypervisor import bare, bare_devices, firmware, foreign, targets
 from twofold.hypervisor.bare import BareSpec, Drive, Firmware
 from twofold.instance import architecture, own_os_hardware, own_os_processor
 from twofold.model.image import DiskFacts, Image, ImageConfig, ImageKind
@@ -158,3 +159,19 @@ def test_firmware_is_found_for_each_processor(tmp_path: Path) -> None:
     with pytest.raises(Unsupported) as caught:
         firmware.find("uefi", target=targets.ARM64, places=())
     assert caught.value.hint == "apt-get install qemu-efi-aarch64"
+
+
+def test_what_is_missing_is_named_for_the_machine_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none(kind: str, **_: Any) -> None:
+        raise Unsupported("no firmware")
+
+    elsewhere = replace(targets.ARM64, qemu="/nowhere/qemu")
+    monkeypatch.setattr(targets, "get", lambda architecture: elsewhere)
+    monkeypatch.setattr(firmware, "find", none)
+    monkeypatch.setattr(foreign, "EMULATORS", {"arm64": ("/nowhere/qemu-aarch64",)})
+    for own_os, wanted in ((True, "qemu-efi-aarch64"), (False, "qemu-user-static")):
+        with pytest.raises(Unsupported) as caught:
+            foreign.require("arm64", own_os=own_os)
+        assert caught.value.hint == f"apt-get install qemu-system-arm {wanted}"
