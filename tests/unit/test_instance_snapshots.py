@@ -104,11 +104,11 @@ async def test_who_leaves_while_it_is_kept_leaves_nothing(
         record = await run(house)
         verbs = house.manager.snapshots
         await verbs.create(record, Operation("snapshot"), name="good", memory=False)
-        keeping, keep = threading.Event(), SnapshotStore.keep
+        keeping, left, keep = threading.Event(), threading.Event(), SnapshotStore.keep
 
         def slowly(self: SnapshotStore, snapshot: Snapshot) -> Snapshot:
             keeping.set()
-            time.sleep(0.05)
+            left.wait(30)
             return keep(self, snapshot)
 
         monkeypatch.setattr(SnapshotStore, "keep", slowly)
@@ -117,6 +117,7 @@ async def test_who_leaves_while_it_is_kept_leaves_nothing(
         )
         await asyncio.to_thread(keeping.wait)
         creating.cancel()
+        asyncio.get_running_loop().call_later(0.05, left.set)  # a moment after it was told
         with pytest.raises(asyncio.CancelledError):
             await creating
         store = files(house, record)
