@@ -70,6 +70,8 @@ class Guest:
         initrd: str = "",
         stdio: tuple[int, int, int] | None = None,
         guest: dict[str, Any] | None = None,
+        more_disk: Path | None = None,
+        kernel_arguments: dict[str, str] | None = None,
         **payload: Any,
     ) -> None:
         self.folder = folder
@@ -86,6 +88,8 @@ class Guest:
             memory_bytes=memory_mib << 20,
             root_disk=str(image),
             data_disk=str(data),
+            disks=((0, str(more_disk)),) if more_disk else (),
+            kernel_arguments=kernel_arguments or {},
         )
         built = machine.build(spec)
         argv = [word.replace("/boot/", f"{bundle.directory}/") for word in built.argv]
@@ -104,14 +108,17 @@ class Guest:
         }
         self.console = folder / "console.log"
         self.control_path = str(folder / "control.sock")
-        self._fork(vm, str(image), str(data), stdio)
+        disks = {"root": str(image), "data": str(data)}
+        self._fork(vm, disks | ({"disk0": str(more_disk)} if more_disk else {}), stdio)
 
     def _fork(
-        self, vm: dict[str, Any], image: str, data: str, stdio: tuple[int, int, int] | None
+        self, vm: dict[str, Any], disks: dict[str, str], stdio: tuple[int, int, int] | None
     ) -> None:
         fds = {
-            "root": os.open(image, os.O_RDONLY),
-            "data": os.open(data, os.O_RDWR),
+            name: os.open(path, os.O_RDONLY if name == "root" else os.O_RDWR)
+            for name, path in disks.items()
+        }
+        fds |= {
             "console": os.open(self.console, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600),
         }
         qmp = socket.socket(socket.AF_UNIX)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ IMAGE = "test-host"
 # What Twofold needs to run containers on a Debian host, beside what every Debian image has.
 PACKAGES = (
     *("apparmor", "busybox-static", "e2fsprogs", "libnftables1", "libseccomp2", "nftables"),
-    *("python3", "tini"),
+    *("python3", "strace", "tini"),
 )
 # How systemd is told what the kernel's command line would tell it.
 V1_ONLY = "systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1"
@@ -162,6 +163,24 @@ def _copy_images(store: Path, images: Sequence[str], target: Path) -> None:
                 subprocess.run(["cp", "-a", source, target / "layers"], check=True)
     (target / "index.json").write_text(json.dumps({**index, "manifests": wanted}))
     shutil.copy(store / "oci-layout", target)
+
+
+def make_disk(store: Path, image: str, target: Path) -> None:
+    """An image of one layer, as ``image build`` makes them, as a disk to boot from."""
+    index = json.loads((store / "index.json").read_text())
+    for entry in index["manifests"]:
+        if entry["annotations"]["org.opencontainers.image.ref.name"] == f"{image}:latest":
+            manifest = _read_blob(store, entry["digest"])
+            (layer,) = _read_blob(store, manifest["config"]["digest"])["rootfs"]["diff_ids"]
+            layers = store / "layers" / layer.removeprefix("sha256:")
+            _quietly("mkfs.erofs", "-T0", str(target), str(layers))
+            return
+    raise AssertionError((image, index))
+
+
+def _read_blob(store: Path, digest: str) -> dict[str, Any]:
+    path = store / f"blobs/sha256/{digest.removeprefix('sha256:')}"
+    return dict(json.loads(path.read_text()))
 
 
 def _copy_blob(store: Path, target: Path, digest: str) -> bytes:

@@ -285,14 +285,22 @@ def test_propagation_of_the_root(bundle: str) -> None:
 
 def test_a_label_needs_selinux(bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {
-        "mounts": [bind(), {"destination": "/t", "type": "tmpfs"}],
+        "mounts": [
+            bind(),
+            {"destination": "/t", "type": "tmpfs"},
+            {"destination": "/q", "type": "mqueue"},
+        ],
         "linux": {"mountLabel": "system_u:object_r:container_file_t:s0:c1,c2"},
     }
     monkeypatch.setattr("twofold.linux.labels.selinux_active", lambda: False)
     assert "SELinux is not active" in refused(bundle, config)
     monkeypatch.setattr("twofold.linux.labels.selinux_active", lambda: True)
-    bound, tmpfs = parse(bundle, config).mounts
-    assert bound.options.data == ()
+    monkeypatch.setattr("twofold.linux.labels.selinux_knows", lambda label: False)
+    assert "the policy knows no such label" in refused(bundle, config)
+    monkeypatch.setattr("twofold.linux.labels.selinux_knows", lambda label: True)
+    bound, tmpfs, queues = parse(bundle, config).mounts
+    assert bound.options.data == queues.options.data == ()
+    assert (bound.label, queues.label) == ("", config["linux"]["mountLabel"])
     assert tmpfs.options.data == ('context="system_u:object_r:container_file_t:s0:c1,c2"',)
 
 

@@ -1,6 +1,7 @@
 """Labels of the security modules: which of them is active, and the label of the next exec."""
 
 import ctypes
+import errno
 import os
 import struct
 
@@ -23,6 +24,22 @@ def selinux_active() -> bool:
     return os.path.exists("/sys/fs/selinux/enforce")
 
 
+def selinux_knows(label: str) -> bool:
+    """Whether the loaded policy takes ``label`` for a context. Where it may not be asked, yes:
+    the kernel will say so when the label is used."""
+    if "\0" in label:
+        return False
+    try:
+        fd = os.open("/sys/fs/selinux/context", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.write(fd, label.encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
+    return True
+
+
 def set_apparmor_on_exec(profile: str, proc_fd: int) -> None:
     """Change to ``profile`` at the next exec of this thread. ``proc_fd`` is a procfs."""
     try:
@@ -35,6 +52,11 @@ def set_selinux_on_exec(label: str, proc_fd: int) -> None:
     """Take ``label`` at the next exec of this thread, and label new keyrings with it."""
     _write("thread-self/attr/exec", label, proc_fd)
     _write("thread-self/attr/keycreate", label, proc_fd)
+
+
+def set_selinux_of_file(label: str, fd: int) -> None:
+    """Label the file at ``fd``, which may be open by its path alone."""
+    os.setxattr(f"/proc/self/fd/{fd}", "security.selinux", label.encode() + b"\0")
 
 
 def open_procfs(path: str = "/proc") -> int:

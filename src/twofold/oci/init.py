@@ -123,6 +123,10 @@ def _enter_namespaces(making: Making) -> None:
         _step(making, "go")
         namespaces.become_root()
         process.prctl(process.PR_SET_DUMPABLE, 0)
+        if "ipc" in plan.namespaces.new and any(mount.label for mount in plan.filesystem.mounts):
+            # Made together with the user namespace, it belongs to the host's root: only who owns
+            # the root of its queues may label that.
+            process.unshare(process.CLONE_NEWIPC)
     if "cgroup" in plan.namespaces.new:
         process.unshare(process.CLONE_NEWCGROUP)
     if plan.hostname:

@@ -35,7 +35,7 @@ _DEVICE_KINDS = {"c": "c", "u": "c", "b": "b", "p": "p"}
 # Asking a bind mount for the opposite of these asks for what it is anyway.
 _NOT_FOR_BINDS = ("sync", "dirsync", "lazytime", "iversion")
 # These take no context= of their own.
-_NO_LABEL = frozenset(("proc", "sysfs", "cgroup", "cgroup2", "securityfs"))
+_NO_LABEL = frozenset(("proc", "sysfs", "cgroup", "cgroup2", "securityfs", "mqueue"))
 
 
 def parse(
@@ -147,6 +147,7 @@ def _mount(
         options=options,
         uid_map=_id_map(node.get("uidMappings")),
         gid_map=_id_map(node.get("gidMappings")),
+        label=label if kind == "mqueue" else "",
     )
     reason = mount_targets.why_not(target, mount.kind, bind=options.bind)
     if reason:
@@ -286,5 +287,9 @@ def _mount_label(linux: Node | None) -> str:
     if not labels.selinux_active():
         node.refuse(
             "SELinux is not active on this host", hint="remove linux.mountLabel from config.json"
+        )
+    if not labels.selinux_knows(node.string()):
+        node.refuse(
+            "the policy knows no such label", hint="seinfo --type shows which types there are"
         )
     return node.string()

@@ -50,7 +50,7 @@ _SYS_ADMIN = 1 << capabilities.NUMBER["SYS_ADMIN"]
 
 
 def check_labels(attributes: ProcessAttributes) -> None:
-    """Refuse a label whose security module this kernel does not run."""
+    """Refuse a label whose security module does not run here, or that its policy does not know."""
     profile = attributes.apparmor_profile
     # "unconfined" asks for nothing that a kernel without AppArmor would not already be.
     if profile not in ("", "unconfined") and not labels.apparmor_active():
@@ -62,6 +62,11 @@ def check_labels(attributes: ProcessAttributes) -> None:
         raise Unsupported(
             f"process.selinuxLabel is {attributes.selinux_label!r}: SELinux is not active here",
             hint="leave the label out, or load an SELinux policy",
+        )
+    if attributes.selinux_label and not labels.selinux_knows(attributes.selinux_label):
+        raise InvalidInput(
+            f"process.selinuxLabel is {attributes.selinux_label!r}: the policy knows no such label",
+            hint="id -Z shows what one looks like, seinfo --type which types there are",
         )
 
 
@@ -139,7 +144,11 @@ def request_labels(attributes: ProcessAttributes, *, proc_fd: int = -1) -> None:
         return
     check_labels(attributes)
     opened = labels.open_procfs() if proc_fd < 0 else proc_fd
-    field, asked, hint = "selinuxLabel", attributes.selinux_label, "seinfo -t shows what there is"
+    field, asked, hint = (
+        "selinuxLabel",
+        attributes.selinux_label,
+        "seinfo --type shows what there is",
+    )
     try:
         if attributes.selinux_label:
             labels.set_selinux_on_exec(attributes.selinux_label, opened)

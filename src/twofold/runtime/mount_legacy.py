@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from twofold.runtime.mount_plan import Options
 
 _VALUE_LIMIT_BYTES = 255
+# Security modules read these, and read quotes, which keep the comma of a label together.
+_QUOTED = frozenset(("context", "fscontext", "defcontext", "rootcontext"))
 _FLAGS = {
     "sync": lm.MS_SYNCHRONOUS,
     "dirsync": lm.MS_DIRSYNC,
@@ -40,7 +42,7 @@ def new_filesystem(
     for word in options.superblock:
         flags |= _FLAGS.get(word, 0)
     words = [
-        key if value is None else f"{key}={value}"
+        key if value is None else f'{key}="{value}"' if key in _QUOTED else f"{key}={value}"
         for key, value in own.items()
         if key not in ("source", "ro") and key not in options.superblock
     ]

@@ -108,6 +108,7 @@ class Mount:
     options: Options = field(default_factory=Options)
     uid_map: IdMap = ()
     gid_map: IdMap = ()
+    label: str = ""  # SELinux's, for its root: of a kind that takes no context=
 
 
 @dataclass(frozen=True, kw_only=True)

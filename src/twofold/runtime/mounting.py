@@ -17,8 +17,8 @@ import errno
 import os
 
 from twofold.errors import RuntimeFailed, TwofoldError
+from twofold.linux import labels, openat2
 from twofold.linux import mount as lm
-from twofold.linux import openat2
 from twofold.record import dataclass, field
 from twofold.runtime import (
     copy_up,
@@ -238,6 +238,8 @@ def _new(built: Built, mount: Mount, target: int, *, existed: bool) -> int:
     try:
         if options.copy_up:
             copy_up.fill(target, fd)
+        if mount.label:
+            labels.set_selinux_of_file(mount.label, fd)
         lm.move_mount(fd, target)
         if later:
             built.readonly_later.append(os.dup(fd))
