@@ -4,7 +4,6 @@ Permissive: labels are checked, set and seen, and what the policy makes of them 
 test. The machine is a rig of ``guest_rig``, for the kernel must be told by its command line.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,8 +72,3 @@ def test_labels_are_set_and_wrong_ones_refused(guest: Guest, clone: Path) -> Non
     print(said[-600:])
     assert code == 0, said[-4000:] + err.decode(errors="replace")[-2000:]
     assert "skipped" not in said.splitlines()[-1]
-
-
-def test_features_and_doctor_know_it(guest: Guest, clone: Path) -> None:
-    _, out, _ = _sh(guest, '"$1/.venv/bin/twofold-oci" features', str(clone))
-    assert json.loads(out)["linux"]["selinux"]["enabled"] is True
