@@ -193,4 +193,5 @@ def _format(path: str) -> None:
 
 
 def _no_space(path: str, error: OSError) -> NoSpace:
-    return NoSpace(f"cannot write disk {path!r}: {error.strerror}", hint="df -h; twofold image rm")
+    hint = "df -h; twofold image list; twofold template rm --all"
+    return NoSpace(f"cannot write disk {path!r}: {error.strerror}", hint=hint)

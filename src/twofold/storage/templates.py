@@ -132,14 +132,15 @@ class TemplateStore:
     def begin(self, key: str) -> str:
         """An empty directory to boot the template in. Raises NoSpace."""
         scratch = f"{self._directory}/{_NEW}{key}"
-        self._making.add(key)
-        shutil.rmtree(scratch, ignore_errors=True)
-        try:
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
-            os.mkdir(scratch, 0o700)
-        except OSError as error:
-            self._making.discard(key)
-            raise _no_space(scratch, error) from None
+        with self._lock:  # whoever sweeps looks at what is being made
+            self._making.add(key)
+            shutil.rmtree(scratch, ignore_errors=True)
+            try:
+                os.makedirs(self._directory, mode=0o700, exist_ok=True)
+                os.mkdir(scratch, 0o700)
+            except OSError as error:
+                self._making.discard(key)
+                raise _no_space(scratch, error) from None
         return scratch
 
     def abandon(self, key: str) -> None:
