@@ -418,6 +418,7 @@ def test_with_image_the_first_word_is_the_name(tmp_path: Path) -> None:
         ("create --image a b c", "one too many"),
         ("create --image a --name b c", "two names"),
         ("create --disk lots a", "not a size"),
+        ("create --disk image: a", "names no image"),
         ("create --device usb:046d a", "VENDOR:PRODUCT"),
         ("create --device usb:1.4.2 a", "BUS.DEVICE"),
         ("create --device pci:01:00.0,x=y a", "not like"),

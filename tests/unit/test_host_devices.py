@@ -111,6 +111,7 @@ def test_every_use_of_a_disk_is_found(tree: Tree) -> None:
         refusal = tree.use_of(name)
         assert isinstance(refusal, Conflict)
         assert "mounted at '/'" in refusal.message
+        assert refusal.hint.startswith("lsblk"), "nobody shall be told to unmount his root"
     assert tree.use_of("sda2") is None
     tree.write("proc/swaps", "Filename Type Size\n/dev/sdb1 partition 1024 0 -2\n")
     refusal = tree.use_of("sdb")

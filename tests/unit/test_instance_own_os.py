@@ -87,6 +87,7 @@ def test_a_terminal_brings_a_variable_that_nobody_asked_for() -> None:
     [
         {"disks": [{}]},
         {"disks": [{"size_bytes": 1 << 30, "image": "x"}]},
+        {"disks": [{"image": ""}]},
         {"boot": ["disk", "disk"]},
         {"memory_bytes": (64 << 20) + 1},
     ],

@@ -136,6 +136,8 @@ def disk(text: str) -> dict[str, Any]:
     if text.startswith("/dev/"):
         return {"device": text}
     if text.startswith("image:"):
+        if text == "image:":
+            raise UsageError("disk: 'image:' names no image", hint="--disk image:NAME")
         return {"image": image(text.removeprefix("image:"))}
     try:
         return {"size_bytes": arguments.size(text)}

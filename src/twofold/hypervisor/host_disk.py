@@ -46,7 +46,7 @@ def use_of(name: str, shown: str, *, sys: str = "/sys", proc: str = "/proc") -> 
         if number in family.values() or source in family:
             return Conflict(
                 f"{shown!r} is mounted at {where!r}: two systems that write to one disk destroy it",
-                hint=f"umount {where}",
+                hint=f"umount {where}" if where != "/" else "lsblk    # shows the others",
             )
     for member in family:
         if member in _swaps(proc):

@@ -168,7 +168,9 @@ def check(spec: InstanceSpec) -> None:
     if spec.tpm and not tpm.is_present():
         raise tpm.missing()
     for wish in spec.disks:
-        if [wish.size_bytes, wish.image, wish.device].count(None) != 2 or wish.removed:
+        if [bool(one) for one in (wish.size_bytes, wish.image, wish.device)].count(True) != 1 or (
+            wish.removed
+        ):
             raise InvalidInput(
                 "a disk is a size, an image or a block device: exactly one", hint="--disk 64g"
             )
