@@ -348,6 +348,49 @@ def test_damaged_memory_is_refused(tmp_path: Path, name: str) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.parametrize("how", ["gone", "shorter"])
+@pytest.mark.parametrize("name", ["data.img", "memory", "state", "moment.json"])
+def test_a_damaged_snapshot_is_refused_while_the_old_files_are_there(
+    tmp_path: Path, name: str, how: str
+) -> None:
+    files = machine(tmp_path / "i")
+    keep = take(files, tmp_path / "i", "one", memory="mind")
+    write(tmp_path / "i", "now")
+    path = Path(keep.directory) / name
+    if how == "gone":
+        path.unlink()
+    else:
+        os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(Corrupt, match=f"^snapshot 'one' is damaged .*{name}") as caught:
+        files.prepare(files.find("one"), verbs.copy)
+    assert caught.value.hint == "twofold snapshot rm NAME one"
+    files.abandon()
+    assert word(tmp_path / "i") == "now"
+    assert not leftovers(tmp_path / "i")
+    files.remove("one")
+
+
+def test_a_flipped_bit_of_memory_is_noticed_before_what_runs_is_stopped(tmp_path: Path) -> None:
+    files = machine(tmp_path / "i")
+    keep = take(files, tmp_path / "i", "one", memory="mind")
+    with open(f"{keep.directory}/memory", "r+b") as file:
+        file.write(b"M")
+    with pytest.raises(Corrupt, match=r"damaged \(memory\)"):
+        files.prepare(files.find("one"), verbs.copy)
+
+
+def test_a_snapshot_of_an_older_version_is_taken_as_it_is(tmp_path: Path) -> None:
+    files = machine(tmp_path / "i")
+    facts = Path(take(files, tmp_path / "i", "one").directory, "snapshot.json")
+    said = json.loads(facts.read_text())
+    assert said.pop("files") == {"data.img": 4}
+    facts.write_text(json.dumps(said))
+    write(tmp_path / "i", "now")
+    files.prepare(files.find("one"), verbs.copy)
+    files.commit()
+    assert word(tmp_path / "i") == "then"
+
+
 def test_a_moment_that_makes_no_sense_is_none(tmp_path: Path) -> None:
     for text in ("", "{", "[]", json.dumps({"format": 2}), json.dumps({"format": 1, "odd": 1})):
         (tmp_path / "moment.json").write_text(text)

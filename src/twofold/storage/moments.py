@@ -121,6 +121,15 @@ def find(directory: str) -> Moment | None:
         return None
 
 
+def is_damaged(moment: Moment, name: str) -> bool:
+    """Whether one of ``PARTS`` is not what was written. Reads all of it."""
+    try:
+        found = memory.checksum(f"{moment.directory}/{name}")
+    except OSError:
+        return True
+    return found != moment.checksums.get(name)
+
+
 def load(moment: Moment) -> int:
     """Its memory as a sealed memfd, for the caller to close; the state is verified as well.
 
@@ -128,11 +137,7 @@ def load(moment: Moment) -> int:
     """
 
     def check(name: str) -> None:
-        try:
-            found = memory.checksum(f"{moment.directory}/{name}")
-        except OSError as error:
-            found = error.strerror or "unreadable"
-        if found != moment.checksums.get(name):
+        if is_damaged(moment, name):
             raise Corrupt(
                 f"the file {moment.directory}/{name} is damaged: the machine cannot go on from it",
                 hint="a start without it boots: twofold stop --discard NAME; twofold start NAME",

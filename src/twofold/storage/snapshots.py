@@ -37,7 +37,8 @@ _CONTENT = ("upper", "data.img", "nvram.fd", "floppy.img", "tpm", "hardware.json
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """``consistency``: stopped | frozen | crash | memory (see model/snapshot.py)."""
+    """``consistency``: stopped | frozen | crash | memory (see model/snapshot.py). ``files``: what
+    was copied, with its size in bytes (-1: a directory); None of a snapshot of an older version."""
 
     name: str
     directory: str
@@ -48,6 +49,7 @@ class Snapshot:
     standstill_s: float | None = None
     size_bytes: int = 0
     spec: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, int] | None = None
     format: int = FORMAT
 
     @property
@@ -67,6 +69,15 @@ def content(directory: str) -> list[str]:
 def _disks(directory: str) -> list[str]:
     names = os.listdir(directory)
     return sorted(name for name in names if name.startswith("disk-") and name.endswith(".img"))
+
+
+def _sizes(directory: str) -> dict[str, int]:
+    """Of the content, as a snapshot's ``files`` have it."""
+    found = {}
+    for name in content(directory):
+        path = f"{directory}/{name}"
+        found[name] = -1 if os.path.isdir(path) else os.stat(path).st_size
+    return found
 
 
 class SnapshotStore:
@@ -148,7 +159,12 @@ class SnapshotStore:
         """Make what lies in ``begin``'s directory (``snapshot.directory``) a snapshot: it is the
         parent of what follows. Raises OSError; ``begin``'s directory is the caller's to remove."""
         target = f"{self._directory}/{snapshot.name}"
-        kept = replace(snapshot, parent=self.current(), size_bytes=size_bytes(snapshot.directory))
+        kept = replace(
+            snapshot,
+            parent=self.current(),
+            size_bytes=size_bytes(snapshot.directory),
+            files=_sizes(snapshot.directory),
+        )
         self._write(kept)
         _sync(snapshot.directory)
         os.rename(snapshot.directory, target)
@@ -210,7 +226,8 @@ class SnapshotStore:
 
     def prepare(self, snapshot: Snapshot, copy: Callable[[str, str], None]) -> None:
         """Copies of the snapshot's files beside those of now. ``copy(source, target)`` makes one.
-        Whatever is raised leaves nothing to be put in place; call ``abandon``."""
+        Whatever is raised leaves nothing to be put in place; call ``abandon``. Raises Corrupt."""
+        _check_whole(snapshot)
         scratch = self._empty(".restore")
         names = content(snapshot.directory)
         for name in names:
@@ -319,6 +336,24 @@ class SnapshotStore:
         shutil.rmtree(path, ignore_errors=True)
         os.mkdir(path, 0o700)
         return path
+
+
+def _check_whole(snapshot: Snapshot) -> None:
+    """A disk that is gone would leave the one of now in place, under the snapshot's name; damaged
+    memory would be noticed once the machine that ran was gone. Raises Corrupt."""
+    found = _sizes(snapshot.directory)
+    odd = [name for name, size in (snapshot.files or {}).items() if found.get(name) != size]
+    if snapshot.consistency == "memory":
+        # Read twice, here and when it wakes up: what runs now must not be thrown away for it.
+        moment = snapshot.moment
+        parts = moments.PARTS if moment else ()
+        odd += [name for name in parts if moment and moments.is_damaged(moment, name)]
+        odd += [] if moment else ["moment.json"]
+    if odd:
+        raise Corrupt(
+            f"snapshot {snapshot.name!r} is damaged ({', '.join(odd)}): it cannot be restored",
+            hint=f"twofold snapshot rm NAME {snapshot.name}",
+        )
 
 
 def size_bytes(directory: str) -> int:
