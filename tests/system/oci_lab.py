@@ -5,7 +5,8 @@ The runtime is a parameter: ``TWOFOLD_OCI_RUNTIME`` names the program (default: 
 
 A ``Lab`` owns a directory, a state root and a cgroup parent, all with its name in them, so that
 whatever a runtime leaves behind is found by that name in the kernel's own tables and not by
-asking the runtime. Root file systems are one static busybox, hard-linked, and its applets.
+asking the runtime. ``TWOFOLD_OCI_LAB_IN`` names where the directory is made (default: ``/tmp``).
+Root file systems are one static busybox, hard-linked, and its applets.
 """
 
 import contextlib
@@ -526,7 +527,7 @@ def cgroup_mounts() -> list[str]:
 
 
 def open_lab() -> Lab:
-    home = Path(f"/tmp/oci-lab-{secrets.token_hex(4)}")
+    home = Path(os.environ.get("TWOFOLD_OCI_LAB_IN", "/tmp")) / f"oci-lab-{secrets.token_hex(4)}"
     home.mkdir(mode=0o711)
     return Lab(home, find_runtime())
 

@@ -178,12 +178,13 @@ OTHERS = (
     *("process", "hostile", "seccomp", "mounts"),
     *("devices", "features", "hooks", "lifecycle", "namespaces"),
 )
-# The machine's root is an overlay, on which the upper directory of another may not lie.
+# The machine's root is an overlay, which takes no upper directory of another, and no idmaps.
+LAB = "/var/lib/oci-lab"
 _PREPARE = """
 mountpoint -q /sys/kernel/security || mount -t securityfs securityfs /sys/kernel/security
-mkdir -p /var/lib/twofold/tmp
-mountpoint -q /tmp || mount --bind /var/lib/twofold/tmp /tmp
-chmod 1777 /tmp
+mkdir -p /var/lib/twofold/tmp $1
+mountpoint -q $1 || mount --bind /var/lib/twofold/tmp $1
+chmod 1777 $1
 """
 LONG = [pytest.mark.slow, pytest.mark.timeout(3700)]
 
@@ -199,9 +200,10 @@ LONG = [pytest.mark.slow, pytest.mark.timeout(3700)]
 )
 def test_the_oci_runtime_conforms_here_too(v2: Host, selection: tuple[str, ...]) -> None:
     """Pure v2, and a kernel with AppArmor. As a service of the machine: with all its rights."""
-    v2.sh(_PREPARE)
+    v2.sh(_PREPARE, LAB)
     as_service = ("systemd-run", "--quiet", "--wait", "--pipe", f"--working-directory={CLONE}")
-    python = ("-E", "PYTHONDONTWRITEBYTECODE=1", f"{CLONE}/.venv/bin/python", "-m", "pytest")
+    python = ("-E", "PYTHONDONTWRITEBYTECODE=1", "-E", f"TWOFOLD_OCI_LAB_IN={LAB}")
+    python += (f"{CLONE}/.venv/bin/python", "-m", "pytest")
     words = ("-p", "no:cacheprovider", "-rs", "--tb=short", *selection)
     timeout_s = 300 if selection == FEW else 3600
     done = v2.run(*as_service, *python, *words, timeout_s=timeout_s)
