@@ -30,7 +30,7 @@ def of_image(image: Image) -> tuple[str, str]:
         return facts.processors[0], _loaders(facts.processors)
     match = osinfo.identify(facts)
     its = _OSINFO.get(match.architecture or "", "") if match else ""
-    return (its, f"{match.rule}") if match and its else ("", "")
+    return (its, match.rule) if match and its else ("", "")
 
 
 def _loaders(processors: list[str]) -> str:
