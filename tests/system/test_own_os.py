@@ -195,16 +195,24 @@ def test_hardware_is_changed_for_a_system_that_has_the_drivers_and_back(
     assert refused.returncode != 0
     assert b"twofold os list" in refused.stderr
     before = show(twofold, "hw")["isolation_facts"]["chosen"]
-    twofold("set", "hw", "os=debian12", "hardware=virtio", check=True)
+    moved = twofold("set", "hw", "os=debian12", "hardware=virtio", check=True).stderr
+    assert b"gained: random numbers from the host" in moved
+    assert b"lost: " not in moved
+    again = twofold("set", "hw", "hardware=virtio", check=True).stderr
+    assert b"back: twofold set hw hardware=emulated" in again
     shown = show(twofold, "hw")
     assert shown["spec"]["hardware"] == "virtio"
     assert any(line.startswith("disk virtio-blk: ") for line in shown["isolation_facts"]["chosen"])
     twofold("start", "hw", check=True)  # the BIOS finds it there, too
     wait_for(lambda: "TINY" in said(twofold, "hw"))
     twofold("stop", "hw", check=True)
-    twofold("set", "hw", "hardware=emulated", check=True)
+    moved = twofold("set", "hw", "hardware=emulated", check=True).stderr
+    assert b"gained: " not in moved
+    assert b"lost: random numbers from the host" in moved
     assert show(twofold, "hw")["isolation_facts"]["chosen"] == before
-    twofold("rm", "hw", check=True)
+    twofold("start", "hw", check=True)  # nor does it matter to the BIOS that it was there
+    wait_for(lambda: said(twofold, "hw").count("TINY") == 2)
+    twofold("rm", "-f", "hw", check=True)
 
 
 def test_it_is_told_its_address_when_it_asks(

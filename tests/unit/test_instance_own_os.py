@@ -210,3 +210,11 @@ def test_drivers_that_were_seen_count_and_no_others() -> None:
     assert "disk bus: ide → virtio-blk" in said["moved"]
     assert said["way_back"] == "hardware=emulated"
     assert len(said["gained"]) == 2
+    assert "lost" not in said
+    emulated = replace(Fitting(hardware=bare_devices.UNKNOWN), profile="emulated")
+    back = own_os_hardware.facts(replace(emulated, before=fitting.to_dict()))
+    assert "disk bus: virtio-blk → ide" in back["moved"]
+    assert back["way_back"] == "hardware=virtio"
+    assert back["lost"] == said["gained"]
+    assert "gained" not in back
+    assert {*said, *back} - {*own_os_hardware.facts(emulated)} <= own_os_hardware.PASSING_FACTS

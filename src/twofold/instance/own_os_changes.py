@@ -168,15 +168,19 @@ class Refitting:
         gets = None if anew else _way_back(has, wanted)
         if gets is None:
             gets = await asyncio.to_thread(self._choose, spec, record, has, wanted, operation)
-        remembered = {name: item for name, item in has.to_dict().items() if name != "before"}
-        gets = replace(gets, before=remembered, drivers=has.drivers, later=has.later)
+        before = has.before  # the way back stays where it was when the kind of hardware does
+        if gets.profile != has.profile:
+            before = {name: item for name, item in has.to_dict().items() if name != "before"}
+        gets = replace(gets, before=before, drivers=has.drivers, later=has.later)
         async with operation.step(f"Refitting {record.name}"):
             if gets.firmware != "bios" and not os.path.exists(own_os.nvram_file(directory)):
                 files = await asyncio.to_thread(own_os_files.firmware_of, gets)
                 nvram = own_os.nvram_file(directory)
                 await asyncio.to_thread(disk.copy, files.nvram, nvram)
             await asyncio.to_thread(own_os_files.write_fitting, directory, gets)
-            facts = {**record.facts, **own_os_hardware.facts(gets)}
+            passing = own_os_hardware.PASSING_FACTS  # what an earlier change brought
+            lasting = {name: fact for name, fact in record.facts.items() if name not in passing}
+            facts = {**lasting, **own_os_hardware.facts(gets)}
             await self._save(record, {**update, "hardware": gets.profile}, facts=facts)
 
     def _choose(

@@ -120,6 +120,10 @@ def _shown(name: str, value: object) -> str:
     return str(value)
 
 
+# Those of ``facts`` that not every hardware has.
+PASSING_FACTS = frozenset({"virtio_drivers_seen", "moved", "gained", "lost", "way_back"})
+
+
 def facts(fitting: Fitting) -> dict[str, Any]:
     """What ``show`` says of it."""
     seen = {"virtio_drivers_seen": ", ".join(fitting.drivers)} if fitting.drivers else {}
@@ -163,8 +167,8 @@ def _moved(fitting: Fitting) -> dict[str, Any]:
     ]
     if not moved:
         return {}
-    gained = [
-        words for name, value, words in _GAINS if has[name] == value and before.get(name) != value
-    ]
+    gained = [words for name, value, words in _GAINS if has[name] == value != before.get(name)]
+    lost = [words for name, value, words in _GAINS if has[name] != value == before.get(name)]
     back = f"hardware={(fitting.before or {}).get('profile', 'emulated')}"
-    return {"moved": moved, **({"gained": gained} if gained else {}), "way_back": back}
+    told = {"moved": moved, "gained": gained, "lost": lost, "way_back": back}
+    return {name: said for name, said in told.items() if said}

@@ -110,11 +110,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _say_moved(instance: dict[str, Any]) -> None:
-    """What other hardware has brought, and how to go back."""
+    """What other hardware has brought and taken, and how to go back."""
     facts = instance.get("isolation_facts") or {}
     if facts.get("virtio_drivers_seen"):
         output.note(f"drivers seen at work: {facts['virtio_drivers_seen']}")
-    for title in ("moved", "gained"):
+    for title in ("moved", "gained", "lost"):
         for line in facts.get(title, ()):
             output.note(f"{title}: {line}")
     if facts.get("way_back"):
