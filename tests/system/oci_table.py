@@ -28,6 +28,13 @@ of the specification, version 1.2.
 `mounts: propagation` is `test_propagation` in `tests/system/test_oci_mounts.py`. The tests take any
 runtime: `TWOFOLD_OCI_RUNTIME=runc .venv/bin/pytest tests/system -k oci` runs them against Debian's
 runc 1.1.5, which passes all that are not marked as beyond it.
+
+On a host with pure control groups v2 and systemd (a Debian 12 machine of our own, Linux 6.1) they
+run from `test_v2_host.py --slow`, a file at a time. Passed there so far: process 78 of 78,
+hostile 93 of 93, mounts 97 of 98 (the last wanted idmaps of a tmpfs, Linux 6.3, and has been
+changed since), the labels of AppArmor. SELinux has a machine of its own (`test_selinux_host.py`):
+16 of 16. Of seccomp's 48 about half were seen to pass; devices, features, hooks, lifecycle and
+namespaces have not been run there.
 """
 
 

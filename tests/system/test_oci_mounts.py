@@ -511,16 +511,25 @@ def test_idmapped_mounts(oci: Lab, volume: Path) -> None:
 @beyond_runc("1.1 knows no idmapped mounts")
 @proves("mounts[].options: idmap", "mounts[].options: ridmap")
 @refutes("mounts[].options: ridmap", "mounts[].options: idmap")
-def test_idmapped_as_the_containers_user_namespace(oci: Lab, nested: Path) -> None:
-    for path in (nested / "f", nested / "in/f"):
-        path.write_text("x")
+def test_idmapped_as_the_containers_user_namespace(oci: Lab) -> None:
+    top, other = oci.home / "top", oci.home / "other"  # a tmpfs would need Linux 6.3
+    (top / "in").mkdir(parents=True)
+    other.mkdir()
+    for directory in (top, other):
+        (directory / "f").write_text("x")
     mounts = [
-        bind(nested, "/i", "rbind", "idmap"),
-        bind(nested, "/r", "rbind", "ridmap"),
-        bind(nested, "/plain", "rbind"),
+        bind(top, "/i", "rbind", "idmap"),
+        bind(top, "/r", "rbind", "ridmap"),
+        bind(top, "/plain", "rbind"),
     ]
     probe = "stat -c %u /i/f /i/in/f /r/f /r/in/f /plain/f"
-    said = oci.output(probe, {**user_namespace(), "mounts+": mounts}, prepare=oci.give)
+    subprocess.run(["mount", "--bind", other, top / "in"], check=True)
+    try:
+        said = oci.output(probe, {**user_namespace(), "mounts+": mounts}, prepare=oci.give)
+    finally:
+        subprocess.run(["umount", top / "in"], check=True)
+        shutil.rmtree(top)
+        shutil.rmtree(other)
     nobody = "65534"
     assert said.split() == ["0", nobody, "0", "0", nobody]
 

@@ -206,7 +206,7 @@ def _map_ids(fd: int, mount: Mount, userns_fd: int) -> None:
         raise Unsupported(
             f"{mount.name}: the file system of {mount.source!r} cannot be shown with other "
             f"owners ({error.strerror})",
-            hint="use a directory on ext4, xfs, btrfs or tmpfs",
+            hint="use a directory on ext4, xfs or btrfs, or on a tmpfs from Linux 6.3 on",
         ) from error
     finally:
         if own_fd >= 0:

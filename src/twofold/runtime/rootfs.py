@@ -178,7 +178,7 @@ def _map_ids(fd: int, source: str, userns_fd: int, *, recursive: bool) -> None:
     except OSError as error:
         raise RuntimeFailed(
             f"the file system of {source!r} cannot be shown with other owners ({error.strerror})",
-            hint="use a directory on ext4, xfs, btrfs or tmpfs",
+            hint="use a directory on ext4, xfs or btrfs, or on a tmpfs from Linux 6.3 on",
         ) from error
 
 
