@@ -5,6 +5,7 @@ import os
 from dataclasses import asdict
 
 from twofold.instance.record import Record
+from twofold.storage.snapshots import content
 
 
 def write_facts(record: Record, directory: str) -> None:
@@ -27,9 +28,9 @@ def write_facts(record: Record, directory: str) -> None:
 
 
 def make_durable(directory: str) -> None:
-    """A new instance survives a power cut: without its ``spec.json`` a row counts as half made,
-    and is removed. About 10 ms. Raises OSError."""
-    names = [name for name in ("spec.json", "data.img") if os.path.exists(f"{directory}/{name}")]
+    """A new instance survives a power cut, with its disks: without its ``spec.json`` a row counts
+    as half made, and is removed. About 10 ms. Raises OSError."""
+    names = ["spec.json", *(name for name in content(directory) if name.endswith(".img"))]
     # On ext4 and xfs the first of them writes the journal for all.
     for path in (*(f"{directory}/{name}" for name in names), directory, os.path.dirname(directory)):
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -10,12 +10,13 @@ import asyncio
 import logging
 import os
 import shutil
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from twofold.errors import IllegalState, InvalidInput, TwofoldError, Unsupported
+from twofold.errors import IllegalState, InvalidInput, NoSpace, TwofoldError, Unsupported
 from twofold.hypervisor import standstill
-from twofold.instance import attachments, names, own_os, ownership, vm
+from twofold.instance import attachments, names, own_os, own_os_files, ownership, vm
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.creation import Creation
 from twofold.instance.lifecycle import Lifecycle
@@ -83,10 +84,9 @@ class Forks:
                 record = await self._creation.create(spec, operation, durable=False)
                 born.append(record)
                 record.copied = copied
-                if copied is None:
-                    await asyncio.to_thread(self._furnish, record, parent, scratch)
+                await asyncio.to_thread(self._furnish, record, parent, scratch)
             starts = (self._lifecycle.start(record, operation) for record in born)
-            lasting = (self._creation.make_durable(record) for record in born)
+            lasting = self._make_durable(born)
             for outcome in await asyncio.gather(*starts, *lasting, return_exceptions=True):
                 if isinstance(outcome, BaseException):
                     raise outcome
@@ -171,9 +171,34 @@ class Forks:
                 if freeze:
                     await wall.resume(parent, run_dir)
 
+    def _make_durable(self, born: list[Record]) -> list[Awaitable[None]]:
+        """Hidden behind their starts: with what was copied they survive a power cut."""
+        if born[0].is_vm:
+            return [self._creation.make_durable(record) for record in born]
+        if born[0].spec.auto_remove:
+            return []
+        return [self._write_out_files()]
+
+    async def _write_out_files(self) -> None:
+        """Thousands of them, of all forks at once."""
+        instances = self._rooms.paths.instances
+        try:
+            await asyncio.to_thread(own_os_files.make_durable, instances)
+        except OSError as error:
+            raise NoSpace(
+                f"the forks' files cannot be written to {instances!r}: {error.strerror}",
+                hint="df -h",
+            ) from error
+
     def _furnish(self, record: Record, parent: Record, scratch: str) -> None:
-        """Give a new container the parent's files, owned by its own range of ids."""
-        upper = f"{self._rooms.paths.instance_dir(record.id)}/upper"
+        """Give a new machine the disks, a new container the files of the parent, owned by its own
+        range of ids."""
+        target = self._rooms.paths.instance_dir(record.id)
+        if record.is_vm:
+            for name in snapshots.content(scratch):
+                disk.copy(f"{scratch}/{name}", f"{target}/{name}")
+            return
+        upper = f"{target}/upper"
         shutil.rmtree(upper)
         ownership.copy_tree(f"{scratch}/upper", upper)
         ownership.shift(upper, record.id_base - parent.id_base)

@@ -120,7 +120,9 @@ class Lifecycle:
         )
         # Not awaited: the next write of this row is queued behind it. The facts are what a daemon
         # that finds it running needs of this one.
-        self._records.save(record, state=record.state, intent=record.intent, facts=planned.facts)
+        written = self._records.save(
+            record, state=record.state, intent=record.intent, facts=planned.facts
+        )
         async with operation.step(_title(record, planned)) as step:
             kind = "vm" if record.is_vm else "container"
             undo.push_async_callback(self.discard_sandbox, record)
@@ -139,6 +141,10 @@ class Lifecycle:
                     )
             if record.is_vm:
                 _say_booting(step, planned)
+                if record.started_at is None:
+                    # A power cut must not leave the row of one that never ran, whose disk the next
+                    # start would replace by a template's. Written while the sandbox was made.
+                    await written
             reply = await self._keeper.call("start", id=record.id)
         reply["warnings"] = [*created.get("warnings", ()), *reply.get("warnings", ())]
         return reply, planned

@@ -174,7 +174,7 @@ class VmWall:
         boots = system_start.reason_to_boot(record.spec, image) if record.spec.system else None
         moment = SnapshotStore(place.directory).suspended()
         if record.copied is not None:
-            fork = await self._templates.fork_of_copy(record, image, place, parts)
+            fork = self._templates.fork_of_copy(record, image, place, parts)
         elif moment is not None:
             fork = await waking.plan(record, image, place, parts=parts, moment=moment)
         elif not (record.spec.cold or boots or record.started_at or record.spec.disks):

@@ -71,8 +71,11 @@ def data_disk(path: str, size_bytes: int, cache_dir: str) -> None:
         os.close(target)
 
 
-def copy(source_path: str, target_path: str) -> None:
-    """Replace ``target_path`` by a copy of a disk. All or nothing. Raises NoSpace."""
+def copy(source_path: str, target_path: str, *, durable: bool = False) -> None:
+    """Replace ``target_path`` by a copy of a disk. All or nothing. Raises NoSpace.
+
+    ``durable``: for a power cut, too. Without it the name may come to the disk before the content.
+    """
     temporary = f"{target_path}.new"
     try:
         source = os.open(source_path, os.O_RDONLY | os.O_CLOEXEC)
@@ -81,6 +84,8 @@ def copy(source_path: str, target_path: str) -> None:
             target = os.open(temporary, flags, 0o600)
             try:
                 sparse_copy(source, target)
+                if durable:
+                    os.fsync(target)
             finally:
                 os.close(target)
         finally:

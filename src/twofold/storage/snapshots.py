@@ -294,6 +294,7 @@ class SnapshotStore:
     def suspend(self) -> None:
         """What lies in ``begin_suspending``'s directory is that moment from now on."""
         _sync_directory(f"{self._instance}/.suspending")
+        _sync(self._instance)  # the disks that belong to it
         os.rename(f"{self._instance}/.suspending", f"{self._instance}/{SUSPENDED}")
         _sync_directory(self._instance)
 
@@ -380,7 +381,7 @@ def _sync(directory: str) -> None:
     for name in names:
         fd = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            os.fdatasync(fd)
+            os.fsync(fd)  # with the time of its last change, which a moment remembers
         finally:
             os.close(fd)
     _sync_directory(directory)

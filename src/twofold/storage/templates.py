@@ -71,9 +71,9 @@ class Opened:
     state: int
     data_disk: int
 
-    def copy_disk(self, path: str) -> None:
+    def copy_disk(self, path: str, *, durable: bool) -> None:
         """Replace the file ``path`` by a copy of the template's disk. Raises NoSpace."""
-        copy(f"/proc/self/fd/{self.data_disk}", path)
+        copy(f"/proc/self/fd/{self.data_disk}", path, durable=durable)
 
     def close(self) -> None:
         for fd in (self.memory, self.state, self.data_disk):
