@@ -22,14 +22,15 @@ SAMPLE = 10
 Command = Callable[[int], Sequence[str]]
 
 
-def available_kib() -> int:
-    """Once the kernel has taken back what it only keeps in passing."""
-    subprocess.run(["sync"], check=True)
-    with open("/proc/sys/vm/drop_caches", "w") as file:
-        file.write("3\n")
-    time.sleep(1)
+# Of /proc/meminfo: what the kernel cannot take back, whoever needs it. Caches come and go.
+TAKEN = ("AnonPages", "Shmem", "SUnreclaim", "KernelStack", "PageTables", "Percpu")
+
+
+def taken_kib() -> int:
+    time.sleep(2)  # what was just ended is given back in the background
     with open("/proc/meminfo") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
+        words = (line.split() for line in file)
+        return sum(int(word[1]) for word in words if word[0].rstrip(":") in TAKEN)
 
 
 class Herd:
@@ -45,9 +46,9 @@ class Herd:
             self.seconds.append(once(self._command(len(self.seconds))))
 
     def weigh(self, count: int) -> None:
-        before = available_kib()
+        before = taken_kib()
         self.grow(count)
-        self.kib.append((before - available_kib()) / count)
+        self.kib.append((taken_kib() - before) / count)
 
     def show(self) -> tuple[float, float]:
         """(last start / first start, KiB per container)."""
