@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from twofold.errors import InvalidInput
 from twofold.instance import privileges
 from twofold.model.image import ImageConfig
-from twofold.model.instance import InstanceSpec, Isolation
+from twofold.model.instance import InstanceSpec
 from twofold.runtime.plan import Process
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -124,8 +124,8 @@ def main_process(spec: InstanceSpec, config: ImageConfig, hostname: str) -> Proc
     """PID 1's work in a container, or the guest's payload behind the VM wall."""
     own = [*spec.env]
     base = [f"HOSTNAME={hostname}", *config.env]
-    if spec.system and spec.isolation is not Isolation.VM:
-        base.append("container=twofold")  # by which an init knows what not to try
+    if spec.system:
+        base.append("container=twofold")
     return Process(
         argv=arguments(spec, config),
         env=environment(base, own, tty=spec.tty),
