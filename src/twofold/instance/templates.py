@@ -196,7 +196,7 @@ class TemplateDesk:
         try:
             return await _to_its_end(opening)
         except asyncio.CancelledError:
-            opened = opening.result()
+            opened = None if opening.exception() else opening.result()
             if opened is not None:
                 opened.close()
             raise
