@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import debian_disk
+
 from twofold.image.sources import aptsources, bootstrap, emulated
 
 PACKAGES = (
@@ -57,7 +59,7 @@ def build(target: Path) -> None:
         with target.open("xb") as file:
             file.truncate(SIZE_BYTES)
         _run("sfdisk", "-q", target, given=_LAYOUT.encode())
-        _fill_esp(target, _grub(root), Path(scratch))
+        debian_disk.fill_esp(target, _ESP, _grub(root), Path(scratch), loader="BOOTAA64.EFI")
         _run(
             *("mke2fs", "-q", "-F", "-t", "ext4", "-L", "root", "-d", root),
             *("-E", f"offset={_ROOT[0] * _SECTOR}", target, f"{_ROOT[1] // 2}k"),
@@ -97,14 +99,6 @@ def _grub(root: Path) -> bytes:
     for name in ("core", "early.cfg"):
         (root / name).unlink()
     return made
-
-
-def _fill_esp(disk: Path, efi: bytes, scratch: Path) -> None:
-    where = f"{disk}@@{_ESP[0] * _SECTOR}"
-    (scratch / "efi").write_bytes(efi)
-    _run("mformat", "-i", where, "-T", _ESP[1], "-v", "ESP", "::")
-    _run("mmd", "-i", where, "::/EFI", "::/EFI/BOOT")
-    _run("mcopy", "-i", where, scratch / "efi", "::/EFI/BOOT/BOOTAA64.EFI")
 
 
 if __name__ == "__main__":

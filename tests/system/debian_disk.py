@@ -60,7 +60,7 @@ def build(target: Path) -> None:
             file.truncate(SIZE_BYTES)
         bios, esp, system = _partition(target)
         _install(target, boot, core, bios)
-        _fill_esp(target, esp, efi, Path(scratch))
+        fill_esp(target, esp, efi, Path(scratch))
         _run(
             *("mke2fs", "-q", "-F", "-t", "ext4", "-L", "root", "-d", root),
             *("-E", f"offset={system[0] * _SECTOR}", target, f"{system[1] // 2}k"),
@@ -121,12 +121,19 @@ def _install(disk: Path, boot: bytes, core: bytes, part: tuple[int, int]) -> Non
         file.write(core)
 
 
-def _fill_esp(disk: Path, part: tuple[int, int], efi: bytes, scratch: Path) -> None:
+def fill_esp(
+    disk: Path,
+    part: tuple[int, int],
+    efi: bytes,
+    scratch: Path,
+    *,
+    loader: str = "BOOTX64.EFI",
+) -> None:
     where = f"{disk}@@{part[0] * _SECTOR}"
     (scratch / "efi").write_bytes(efi)
     _run("mformat", "-i", where, "-T", part[1], "-v", "ESP", "::")
     _run("mmd", "-i", where, "::/EFI", "::/EFI/BOOT")
-    _run("mcopy", "-i", where, scratch / "efi", "::/EFI/BOOT/BOOTX64.EFI")
+    _run("mcopy", "-i", where, scratch / "efi", f"::/EFI/BOOT/{loader}")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,16 @@ it. ``strace -D`` lets the program stay our child while it is traced, and what t
 lives on as after any other kill.
 """
 
+import contextlib
 import os
 import re
+import signal
+import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from lone import wait_for
 
 # What changes something outside the process, by what it changes. Reading is no news to anybody.
 CALLS = {
@@ -60,3 +65,16 @@ def points(record: str, calls: Sequence[str], marker: str) -> Iterator[tuple[str
         listed = sorted(numbers)
         step = max(1, -(-len(listed) // MOST))
         yield from ((call, number) for number in listed[::step])
+
+
+@contextlib.contextmanager
+def attached(pid: int, *flags: str) -> Iterator[None]:
+    """The process and what it forks, under strace; let go at the end, if it still lives."""
+    strace = subprocess.Popen(["strace", "-f", "-qq", *flags, "-p", str(pid)])
+    try:
+        status = Path(f"/proc/{pid}/status")
+        wait_for(lambda: f"TracerPid:\t{strace.pid}" in status.read_text(), timeout_s=20)
+        yield
+    finally:
+        strace.send_signal(signal.SIGINT)
+        strace.wait(timeout=30)

@@ -7,8 +7,6 @@ many: ``kill_points.py``.
 import contextlib
 import os
 import select
-import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,19 +24,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Iterator[Lab]
     tarball = next((shared / "images").glob("alpine-minirootfs-*-x86_64.tar.gz"))
     with keeper_lab.lab(tmp_path_factory.mktemp("killed"), tarball) as opened:
         yield opened
-
-
-@contextlib.contextmanager
-def traced(pid: int, *flags: str) -> Iterator[None]:
-    """The keeper and what it forks, under strace; let go at the end, if it still lives."""
-    strace = subprocess.Popen(["strace", "-f", "-qq", *flags, "-p", str(pid)])
-    try:
-        status = Path(f"/proc/{pid}/status")
-        until(lambda: f"TracerPid:\t{strace.pid}" in status.read_text(), timeout_s=20)
-        yield
-    finally:
-        strace.send_signal(signal.SIGINT)
-        strace.wait(timeout=30)
 
 
 def make(lab: Lab, name: str) -> bool:
@@ -81,7 +66,7 @@ def test_killed_while_it_makes_a_container(lab: Lab, tmp_path: Path, kind: str) 
     calls = kill_points.CALLS[kind]
     keeper = int(lab.call("hello")["pid"])
     record = tmp_path / "strace"
-    with traced(keeper, "-e", f"trace={','.join(calls)}", "-o", str(record)):
+    with kill_points.attached(keeper, "-e", f"trace={','.join(calls)}", "-o", str(record)):
         assert make(lab, "recorded")
     clear_away(lab, "recorded")
     lines = [line for line in record.read_text().splitlines() if line.startswith(f"{keeper} ")]
@@ -92,7 +77,7 @@ def test_killed_while_it_makes_a_container(lab: Lab, tmp_path: Path, kind: str) 
         keeper = int(lab.call("hello")["pid"])
         inject = f"inject={call}:signal=KILL:when={number}"
         quiet = ("-e", f"trace={call}", "-e", "status=none", "-o", "/dev/null")
-        with traced(keeper, *quiet, "-e", inject):
+        with kill_points.attached(keeper, *quiet, "-e", inject):
             made = make(lab, name)
         killed += not made
         clear_away(lab, name)

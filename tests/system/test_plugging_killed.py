@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -160,22 +159,10 @@ def life(
         assert not remains, f"left behind:\n{remains}"
 
 
-@contextlib.contextmanager
-def traced(pid: int, *flags: str) -> Iterator[None]:
-    strace = subprocess.Popen(["strace", "-f", "-qq", *flags, "-p", str(pid)])
-    try:
-        status = Path(f"/proc/{pid}/status")
-        wait_for(lambda: f"TracerPid:\t{strace.pid}" in status.read_text(), timeout_s=20)
-        yield
-    finally:
-        strace.send_signal(signal.SIGINT)
-        strace.wait(timeout=30)
-
-
 def points(life: Life, change: Callable[[str], None], kind: str, record: Path) -> list[Any]:
     assert life.lone.daemon is not None
     flags = ("-e", f"trace={','.join(CALLS)}", "-o", str(record))
-    with traced(life.lone.daemon.pid, *flags):
+    with kill_points.attached(life.lone.daemon.pid, *flags):
         change(kind)
     return list(kill_points.points(record.read_text(), CALLS, ""))
 
@@ -196,7 +183,9 @@ def test_the_daemon_is_killed(life: Life, tmp_path: Path, kind: str) -> None:
             life.put(kind)
         assert life.lone.daemon is not None
         inject = ("-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}")
-        with traced(life.lone.daemon.pid, *inject, "-e", "status=none", "-o", "/dev/null"):
+        with kill_points.attached(
+            life.lone.daemon.pid, *inject, "-e", "status=none", "-o", "/dev/null"
+        ):
             try:
                 getattr(life, way)(kind)
             except TwofoldError:
