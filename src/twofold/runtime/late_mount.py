@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     Outcome = Callable[[TwofoldError | None], None]
 
 _NAMESPACES = process.CLONE_NEWUSER | process.CLONE_NEWNS
+_LIVES = "twofold list shows whether it still runs"
 
 
 class LateMount:
@@ -42,7 +43,7 @@ class LateMount:
         ``rootfs``), or ``none``: take away what is at the target; with the option ``lazy`` even
         when it is in use, with ``rmdir`` its empty directory as well."""
         self._done = done
-        self._said: TwofoldError | None = RuntimeFailed("it ended before it was done")
+        self._said: TwofoldError | None = RuntimeFailed("it ended before it was done", hint=_LIVES)
         ours, theirs = sockets.pair()
         child, child_pidfd = process.clone(0)
         if child == 0:
@@ -80,7 +81,7 @@ def _run(pid: int, pidfd: int, change: Mount, sync: socket.socket) -> NoReturn:
     except TwofoldError as error:
         wire.report(sync, error)
     except BaseException as error:
-        wire.report(sync, RuntimeFailed(f"{change.target}: {error}"))
+        wire.report(sync, RuntimeFailed(f"{change.target}: {error}", hint=_LIVES))
     finally:
         os._exit(code)
 
