@@ -243,6 +243,9 @@ async def test_bad_wishes_are_refused_before_anything_is_made(tmp_path: Path) ->
                 await house.manager.creation.create(bad, Operation("create"))
         with pytest.raises(NotFound):
             await house.manager.creation.create(InstanceSpec(image="nosuch"), Operation("create"))
+        ignored = InstanceSpec(image="nosuch", user_data="root:x:0")
+        with pytest.raises(InvalidInput, match="user-data"):  # before any image is fetched
+            await house.manager.creation.create(ignored, Operation("create"))
         wish = spec(network="none", ports=[Port(host_port=1, guest_port=1)])
         with pytest.raises(Conflict):
             await house.manager.creation.create(wish, Operation("create"))

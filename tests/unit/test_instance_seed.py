@@ -1,5 +1,7 @@
 """What a guest with cloud-init is told, and which way a shell goes into it."""
 
+import argparse
+import gzip
 import json
 import shutil
 import subprocess
@@ -10,7 +12,8 @@ from typing import Any
 import pytest
 
 from twofold.cli import hardware, ways_in
-from twofold.cli.arguments import UsageError
+from twofold.cli.arguments import Parser, UsageError
+from twofold.cli.commands import create
 from twofold.errors import InvalidInput
 from twofold.instance import own_os, seed
 from twofold.model.instance import InstanceSpec
@@ -77,6 +80,84 @@ def test_what_could_not_come_true_is_refused(wish: dict[str, Any]) -> None:
         own_os.check(spec(**wish))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#cloud-config\npackages: [git]\n",
+        "#Cloud-Config\n",
+        "\n  #cloud-config\n",
+        "#cloud-config-archive\n- type: text/cloud-config\n",
+        "#cloud-boothook\n",
+        "#!/bin/sh\n",
+        "#include\nhttps://example.org/more\n",
+        "#include-once https://example.org/more\n",
+        "#part-handler\n",
+        "## template: jinja\n#cloud-config\n",
+        'Content-Type: multipart/mixed; boundary="x"\nMIME-Version: 1.0\n\n--x\n',
+        "MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=x\n\n--x\n",
+        "#ps1_sysnative\n",
+        "rem cmd\n",
+    ],
+)
+def test_user_data_that_somebody_inside_knows_is_taken(text: str) -> None:
+    seed.check_user_data(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (Path("/etc/passwd").read_text(), "'root:x:0:0"),
+        ("packages:\n- git\n", "'packages:'"),
+        ("# cloud-config\n", "'# cloud-config'"),
+        ("\ufeff#cloud-config\n", r"'\\ufeff#cloud-config'"),  # cloud-init leaves the mark there
+        ('Content-Type: multipart/mixed; boundary="x"\n\n--x\n', "Content-Type"),
+        ("a" * 5000 + "MIME-Version: 1.0", "'a{40}'"),
+        ("", "is empty"),
+        (" \n", "is empty"),
+    ],
+)
+def test_user_data_that_would_be_ignored_is_refused(text: str, found: str) -> None:
+    with pytest.raises(InvalidInput, match=found) as caught:
+        seed.check_user_data(text)
+    assert "#cloud-config" in caught.value.hint
+
+
+def _said(path: Path) -> str:
+    parser = Parser("create", "")
+    create.configure(parser)
+    args = parser.parse(["--user-data", str(path), "debian"], argparse.Namespace())
+    return str(hardware.build(args)["user_data"])
+
+
+def test_a_compressed_file_is_unpacked_before_it_is_sent(tmp_path: Path) -> None:
+    text = "#!/bin/sh\necho ä\n"
+    path = tmp_path / "told"
+    path.write_bytes(gzip.compress(text.encode()))
+    assert _said(path) == text
+    path.write_bytes(text.replace("\n", "\r\n").encode())
+    assert _said(path) == text
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (gzip.compress(b"#cloud-config\n")[:-9], "cannot unpack"),
+        (gzip.compress(b"#cloud-config\n")[:-4] + b"wxyz", "cannot unpack"),
+        (b"\x1f\x8b", "cannot unpack"),
+        (gzip.compress(bytes(1 << 26)), "longer than 256 KiB"),
+        (gzip.compress(b"\xff"), "no text in UTF-8"),
+    ],
+)
+def test_a_damaged_or_huge_compressed_file_is_refused(
+    content: bytes, why: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "told"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=why) as caught:
+        _said(path)
+    assert str(path) in caught.value.hint
+
+
 def test_the_disc_is_the_last_drive_and_there_only_when_asked_for() -> None:
     drives = own_os.drives(spec(ssh_keys=[KEY]), "/d")
     assert [drive.kind for drive in drives] == ["disk", "cdrom", "seed"]
@@ -122,7 +203,7 @@ def test_agent_then_ssh_then_console() -> None:
         (b"PuTTY-User-Key-File-3: ssh-ed25519\nPrivate-Lines: 1\nc2VjcmV0\n", "private key"),
         (b"c2VjcmV0\n", "no public SSH key"),
         (b"# nothing\n\n", "no public SSH key"),
-        (b"\x00\xff\xfe", "cannot read"),
+        (b"\x00\xff\xfe", "no text in UTF-8"),
         (b"ssh-rsa " + b"A" * (1 << 18), "longer than"),
     ],
 )

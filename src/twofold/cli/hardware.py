@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BOOT = ("disk", "cdrom", "floppy", "network")
 _TEXT_LIMIT = 1 << 18
+_GZIP = b"\x1f\x8b"
 FIRMWARE = ("auto", "bios", "uefi", "uefi-secure")
 _SUFFIXES = (
     *(".iso", ".img", ".ima", ".flp", ".raw", ".qcow2", ".qcow", ".vmdk", ".vdi", ".vhd"),
@@ -89,12 +90,12 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
         "tpm": None if args.tpm is None else args.tpm == "on",
         "host_devices": devices or None,
         "ssh_keys": [key for path in args.ssh_key for key in public_keys(path)] or None,
-        "user_data": _text(path=args.user_data) if args.user_data else None,
+        "user_data": None if args.user_data is None else _user_data(args.user_data),
     }
 
 
 def public_keys(path: str) -> list[str]:
-    lines = [line.strip() for line in _text(path=path).splitlines()]
+    lines = [line.strip() for line in _text(path, _content(path)).splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]
     # Looked at here, for the daemon is not to be sent what is secret.
     if any("PRIVATE KEY" in line or line.startswith("PuTTY-User-Key") for line in keys):
@@ -108,15 +109,40 @@ def public_keys(path: str) -> list[str]:
     return keys
 
 
-def _text(*, path: str) -> str:
+def _user_data(path: str) -> str:
+    """Unpacked where it is compressed, as some tools make it: JSON carries text."""
+    data = _content(path)
+    if data.startswith(_GZIP):
+        import gzip
+        import io
+        import zlib
+
+        try:
+            data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(_TEXT_LIMIT + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UsageError(f"cannot unpack {path!r}: {error}", hint=f"gzip -t {path!r}") from None
+    return _text(path, data)
+
+
+def _content(path: str) -> bytes:
     try:
-        with open(os.path.expanduser(path), encoding="utf-8") as file:
-            text = file.read(_TEXT_LIMIT + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path!r}: {error}") from None
-    if len(text) > _TEXT_LIMIT:
-        raise UsageError(f"{path!r} is longer than {_TEXT_LIMIT >> 10} KiB")
-    return text
+        with open(os.path.expanduser(path), "rb") as file:
+            return file.read(_TEXT_LIMIT + 1)
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path!r}: {error.strerror}", hint=f"ls -l {path!r}"
+        ) from None
+
+
+def _text(path: str, data: bytes) -> str:
+    if len(data) > _TEXT_LIMIT:
+        raise UsageError(
+            f"{path!r} is longer than {_TEXT_LIMIT >> 10} KiB", hint=f"ls -lL {path!r}"
+        )
+    try:
+        return data.decode().replace("\r\n", "\n")  # a script with the former would not run
+    except UnicodeDecodeError:
+        raise UsageError(f"{path!r} is no text in UTF-8", hint=f"file {path!r}") from None
 
 
 def image(text: str) -> str:

@@ -20,6 +20,7 @@ from twofold.instance import (
     own_os,
     own_os_files,
     own_os_processor,
+    seed,
 )
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.images import is_builtin
@@ -47,6 +48,7 @@ class Creation:
         """A new instance, not started. Nothing is left of it when this fails. Without ``durable``
         the caller has ``make_durable`` to await before it says that there is one."""
         _check_ports(spec)
+        seed.check_user_data(spec.user_data)
         architecture.check_wanted(spec.arch)
         await self._free_name(spec.name)
         wanted = architecture.image_name(spec.image, spec.arch, self._rooms.images.find)

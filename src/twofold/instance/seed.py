@@ -23,6 +23,15 @@ from twofold.model.instance import InstanceSpec
 
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _KEY = re.compile(r"(ssh-[a-z0-9-]+|ecdsa-[a-z0-9-]+|sk-[a-z0-9@.-]+) [A-Za-z0-9+/]+=*( .*)?")
+# What cloud-init knows user-data by, in any case and after any white space.
+_BEGINNINGS = (
+    *("#cloud-config", "#cloud-boothook", "#!", "#include", "#part-handler", "## template: jinja"),
+    *("#ps1", "rem cmd", "<powershell>", "<script>"),  # cloudbase-init's besides, for Windows
+    "#alpine-config",  # tiny-cloud's
+)
+_MIME = "mime-version:"
+_MIME_WITHIN = 4096
+_SHOWN = 40
 _XORRISO = "/usr/bin/xorriso"
 _TIMEOUT_S = 60.0
 
@@ -46,6 +55,25 @@ def check(spec: InstanceSpec) -> None:
         raise InvalidInput(
             f"nobody could log in as {spec.user!r}: it has no key", hint="--ssh-key FILE.pub"
         )
+
+
+def check_user_data(text: str | None) -> None:
+    """That somebody in the guest will heed it. Raises InvalidInput.
+
+    Nothing more of it is read here: whether it is sound YAML, say, its reader knows.
+    """
+    if text is None:
+        return
+    start = text.lstrip().lower()
+    if start.startswith(_BEGINNINGS) or _MIME in text[:_MIME_WITHIN].lower():
+        return
+    first = text.lstrip().partition("\n")[0].rstrip()
+    raise InvalidInput(
+        f"the user-data begins with {first[:_SHOWN]!r}: cloud-init would ignore all of it"
+        if first
+        else "the user-data is empty: it tells cloud-init nothing",
+        hint="its first line says what it is: #cloud-config above YAML, #!/bin/sh above a script",
+    )
 
 
 def texts(record: Record) -> dict[str, str]:
