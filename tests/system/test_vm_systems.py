@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from twofold.linux import capabilities
+
 Runner = Callable[..., "subprocess.CompletedProcess[bytes]"]
 WHO = """
 cat /proc/sys/kernel/random/boot_id
@@ -40,6 +42,20 @@ def await_word(twofold: Runner, name: str, script: str, *words: str, within_s: f
         assert time.monotonic() < deadline, f"{script} says {said!r}"
         time.sleep(0.5)
     return said
+
+
+def privileges(twofold: Runner, name: str) -> list[dict[str, str]]:
+    """Of a command beside the init, and of the init."""
+    said = sh(twofold, name, "grep -hE '^(Cap|NoNew)' /proc/self/status /proc/1/status")
+    lines = [line.split(":\t") for line in said.splitlines()]
+    assert len(lines) == 12, said
+    return [dict(lines[:6]), dict(lines[6:])]
+
+
+def capabilities_in(status: dict[str, str]) -> set[str]:
+    held = int(status["CapEff"], 16)
+    assert held == int(status["CapBnd"], 16) == int(status["CapPrm"], 16)
+    return {name for number, name in enumerate(capabilities.NAMES) if held >> number & 1}
 
 
 def devices_come_and_go(twofold: Runner, name: str, folder: Path) -> None:
@@ -82,6 +98,11 @@ def test_systems_are_forked_and_nobodys_twins(
         assert [lines[3] for lines in said] == ["one", "init-2"]
         assert [lines[6].split()[1] for lines in said] == ["one", "init-2"]
         assert sh(twofold, names[1], "stat -f -c %T /fresh") == "tmpfs\n"
+        # It knows that it is a machine, and nobody in it has less than its init.
+        assert sh(twofold, names[1], "systemd-detect-virt") == "qemu\n"
+        ours, inits = privileges(twofold, names[1])
+        assert ours == inits
+        assert "SYS_MODULE" in capabilities_in(ours)
         for name, lines in zip(names, said, strict=True):
             await_word(twofold, name, "systemctl is-system-running", "running", within_s=60)
             # The journal belongs to this boot of this machine, and has not lost the other's.
@@ -97,6 +118,22 @@ def test_systems_are_forked_and_nobodys_twins(
         devices_come_and_go(twofold, names[1], tmp_path)
     finally:
         twofold("rm", "-f", *names)
+
+
+def test_what_is_dropped_the_init_has_not_either(twofold: Runner, alpine_image: str) -> None:
+    """Else root inside would ask it for what was taken from `exec`."""
+    walls = ("--cap-drop", "SYS_TIME", "--security-opt", "no-new-privileges=true")
+    try:
+        shown = start(twofold, "dropped", alpine_image, "--network", "none", *walls)
+        assert "--cap-drop" in shown["isolation_facts"]["boots_because"]
+        ours, inits = privileges(twofold, "dropped")
+        assert ours == inits
+        assert ours["NoNewPrivs"] == "1"
+        assert capabilities_in(ours) == set(capabilities.NAMES) - {"SYS_TIME"}
+        done = twofold("exec", "dropped", "date", "-s", "2030-01-01")
+        assert b"not permitted" in done.stderr
+    finally:
+        twofold("rm", "-f", "dropped")
 
 
 @pytest.mark.slow

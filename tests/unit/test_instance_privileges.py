@@ -9,7 +9,7 @@ import pytest
 
 from twofold.errors import InvalidInput
 from twofold.instance import privileges
-from twofold.instance.process import CAPABILITIES, main_process
+from twofold.instance.process import CAPABILITIES, exec_process, main_process
 from twofold.linux import capabilities
 from twofold.model.image import ImageConfig
 from twofold.model.instance import Device, InstanceSpec, Isolation, Tmpfs, Volume
@@ -90,6 +90,49 @@ def test_the_calls_that_sys_admin_is_for_come_with_it() -> None:
     assert privileges.seccomp_profile(spec()) == "default"
     assert privileges.seccomp_profile(spec(cap_add=["SYS_ADMIN"])) == "system"
     assert privileges.seccomp_profile(spec(seccomp="unconfined")) == ""
+
+
+@pytest.mark.parametrize(
+    ("add", "drop", "expected"),
+    [
+        ([], [], None),
+        (["SYS_MODULE"], [], None),
+        ([], ["sys_time"], set(capabilities.NAMES) - {"SYS_TIME"}),
+        (["CHOWN"], ["ALL"], {"CHOWN"}),
+    ],
+)
+def test_a_machine_loses_what_is_dropped_and_nothing_else(
+    add: list[str], drop: list[str], expected: set[str] | None
+) -> None:
+    machine = InstanceSpec(
+        image="d", system=True, isolation=Isolation.VM, cap_add=add, cap_drop=drop
+    )
+    main = main_process(machine, ImageConfig(), "h")
+    assert (None if main.capabilities is None else set(main.capabilities)) == expected
+    assert exec_process(main, ["true"]).capabilities == main.capabilities
+    assert privileges.weakened(machine) == []
+    # An application there, and an init in a container, hold what they did.
+    for other in (
+        spec(isolation=Isolation.VM, cap_add=add, cap_drop=drop),
+        InstanceSpec(image="d", system=True, cap_add=add, cap_drop=drop),
+    ):
+        held = main_process(other, ImageConfig(), "h").capabilities
+        assert held is not None
+        assert "SYS_TIME" not in held
+
+
+@pytest.mark.parametrize("image", [[], ["container=oci"]])
+def test_only_an_init_in_a_container_is_told_so(image: list[str]) -> None:
+    config = ImageConfig(env=image)
+
+    def told(*env: str, isolation: Isolation) -> list[str]:
+        wish = InstanceSpec(image="d", system=True, isolation=isolation, env=list(env))
+        main = main_process(wish, config, "h")
+        return [word for word in main.env if word.startswith("container")]
+
+    assert told(isolation=Isolation.CONTAINER) == ["container=twofold"]
+    assert told(isolation=Isolation.VM) == []
+    assert told("container=lxc", isolation=Isolation.VM) == ["container=lxc"]
 
 
 def test_no_new_privileges_is_on_but_for_an_init() -> None:

@@ -425,7 +425,7 @@ class Agent:
             # Before it starts: systemd looks for autofs once, at its very beginning.
             boot.load_modules("modules.late", root_fd=self._initrd_fd)
         init.prepare(path)
-        reason = init.leave_to(path, argv, environment)
+        reason = init.leave_to(path, argv, environment, process=process)
         if reason:
             raise GuestFailed(f"the image's init did not start: {reason}")
         stream = protocol.stream_of(number, 0)

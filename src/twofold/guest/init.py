@@ -5,13 +5,16 @@ import time
 
 from twofold.guest.boot import MS_NODEV, MS_NOSUID
 from twofold.guest.lean import signal
+from twofold.linux import capabilities
 from twofold.linux.mount import mount
+from twofold.linux.process import PR_SET_NO_NEW_PRIVS, prctl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 _SYSTEMD_DIRS = ("/lib/systemd", "/usr/lib/systemd")
+_UNITS = "/run/systemd/system"
 _SIGRTMIN_POWER_OFF = 34 + 4  # systemd(1): SIGRTMIN+4 powers off
 
 
@@ -19,7 +22,8 @@ def prepare(path: str) -> None:
     """What an init expects of a machine and an image made for containers lacks.
 
     Without udev no device unit ever becomes active, and systemd would wait 90 seconds for the
-    console's before it calls itself running; so there the console's login is masked.
+    console's before it calls itself running; so there the console gets the login that containers
+    have, which waits for no device.
     """
     if os.path.basename(os.path.realpath(path)) != "systemd":
         return
@@ -27,21 +31,26 @@ def prepare(path: str) -> None:
     try:
         mount("tmpfs", "/run", fstype="tmpfs", flags=MS_NOSUID | MS_NODEV, data="mode=0755")
         if not udev:
-            os.makedirs("/run/systemd/system", mode=0o755)
+            os.makedirs(f"{_UNITS}/getty.target.wants", mode=0o755)
             for line in ("ttyS0", "ttyAMA0"):  # of a PC, of an Arm
-                os.symlink("/dev/null", f"/run/systemd/system/serial-getty@{line}.service")
+                os.symlink("/dev/null", f"{_UNITS}/serial-getty@{line}.service")
+            login = "console-getty.service"
+            os.symlink(f"/lib/systemd/system/{login}", f"{_UNITS}/getty.target.wants/{login}")
     except OSError:
         pass  # it boots all the same, only later
 
 
-def leave_to(path: str, argv: list[str], environment: dict[str, str]) -> str:
+def leave_to(
+    path: str, argv: list[str], environment: dict[str, str], *, process: "dict[str, Any]"
+) -> str:
     """Fork: the caller, PID 1, becomes the init, and the child goes on as the agent.
 
-    Returns, in the child: why the init did not start, or nothing.
+    ``process`` says what the user has taken from the init, and so from all that it starts. Returns,
+    in the child: why the init did not start, or nothing.
     """
     read, write = os.pipe2(os.O_CLOEXEC)
     if os.fork():
-        _exec(path, argv, environment, write)
+        _exec(path, argv, environment, write, process=process)
     os.close(write)
     os.setsid()
     reason = os.read(read, 4096).decode("utf-8", "replace")
@@ -49,7 +58,14 @@ def leave_to(path: str, argv: list[str], environment: dict[str, str]) -> str:
     return reason
 
 
-def _exec(path: str, argv: list[str], environment: dict[str, str], error_fd: int) -> "NoReturn":
+def _exec(
+    path: str,
+    argv: list[str],
+    environment: dict[str, str],
+    error_fd: int,
+    *,
+    process: "dict[str, Any]",
+) -> "NoReturn":
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
@@ -57,6 +73,7 @@ def _exec(path: str, argv: list[str], environment: dict[str, str], error_fd: int
         console = os.open("/dev/console", os.O_RDWR | os.O_NOCTTY)
         for fd in range(3):
             os.dup2(console, fd)
+        _restrict(process)
         os.execve(path, argv, environment)
     except OSError as error:
         os.write(error_fd, f"{path}: {error.strerror}".encode())
@@ -65,12 +82,22 @@ def _exec(path: str, argv: list[str], environment: dict[str, str], error_fd: int
             signal.pause()
 
 
+def _restrict(process: "dict[str, Any]") -> None:
+    names = process.get("capabilities")
+    if names is not None:
+        mask = capabilities.mask_of(tuple(names))
+        capabilities.drop_bounding(mask, capabilities.last_capability())
+        capabilities.set_capabilities(effective=mask, permitted=mask)
+    if process.get("no_new_privs"):
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
 def ask_to_power_off() -> bool:
     """Each init has its own word for it; the wrong one would do nothing or reboot.
 
     False when none is known: then the power is simply turned off.
     """
-    if os.path.isdir("/run/systemd/system"):
+    if os.path.isdir(_UNITS):
         os.kill(1, _SIGRTMIN_POWER_OFF)
         return True
     if os.path.basename(os.path.realpath("/proc/1/exe")).startswith(("busybox", "openrc-init")):

@@ -46,7 +46,7 @@ _START_RETIRED = f"systemctl start $(cat {_RETIRED}); rm -f {_RETIRED}; "
 # They hold the machine's and the boot's id in memory; in a template the console's login shows
 # the template's name, and nobody has logged in there yet.
 _STALE = "systemctl try-restart systemd-journald.service"
-_STALE_IN_FORK = f"{_STALE} systemd-networkd.service 'serial-getty@*.service'"
+_STALE_IN_FORK = f"{_STALE} systemd-networkd.service 'serial-getty@*.service' console-getty.service"
 
 
 def stand_in(initrd_fd: int) -> str:

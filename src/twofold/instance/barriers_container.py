@@ -40,7 +40,7 @@ def describe(scene: Scene) -> list[Barrier]:
 
 
 def _capabilities(scene: Scene) -> Barrier:
-    names = scene.plan.process.capabilities
+    names = scene.plan.process.capabilities or ()
     mask = capabilities.mask_of(names) & ((2 << capabilities.last_capability()) - 1)
     if not names:
         words = "none at all"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from twofold.errors import InvalidInput
 from twofold.linux import capabilities, limits
-from twofold.model.instance import Device, InstanceSpec, Tmpfs
+from twofold.model.instance import Device, InstanceSpec, Isolation, Tmpfs
 from twofold.runtime.plan import Mount
 
 ALL = "ALL"
@@ -76,6 +76,20 @@ def capability(name: str) -> str:
         f"capability {name[:40]!r} is not known",
         hint=f"perhaps {' or '.join(near[:3])}" if near else "man 7 capabilities",
     )
+
+
+def is_machine(spec: InstanceSpec) -> bool:
+    """Whether an init of the image's own is root over a kernel of its own."""
+    return spec.system and spec.isolation is Isolation.VM
+
+
+def left_to_a_machine(spec: InstanceSpec) -> tuple[str, ...] | None:
+    """What its init holds, and with it everything inside; None: all that its kernel knows.
+
+    The wall is the hypervisor. Root inside gets whatever the init has by asking it for a process
+    (``systemd-run``), so less for ``exec`` alone would protect nothing and only break programs.
+    """
+    return granted(spec, capabilities.NAMES) if spec.cap_drop else None
 
 
 def granted(spec: InstanceSpec, default: Sequence[str]) -> tuple[str, ...]:
@@ -196,7 +210,7 @@ def weakened(spec: InstanceSpec) -> list[str]:
     container = spec.isolation.value == "container"
     where = "" if container else " over the guest's kernel"
     found = []
-    added = [capability(name) for name in spec.cap_add]
+    added = [] if is_machine(spec) else [capability(name) for name in spec.cap_add]
     if ALL in added:
         found.append(f"holds every capability{where} (--cap-add ALL)")
     for name in added:

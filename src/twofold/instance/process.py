@@ -125,7 +125,12 @@ def main_process(spec: InstanceSpec, config: ImageConfig, hostname: str) -> Proc
     own = [*spec.env]
     base = [f"HOSTNAME={hostname}", *config.env]
     if spec.system:
-        base.append("container=twofold")
+        # By this word an init knows what not to try; a machine's own must not meet it, and images
+        # that were made for containers bring it along.
+        if privileges.is_machine(spec):
+            own.insert(0, "container")
+        else:
+            base.append("container=twofold")
     return Process(
         argv=arguments(spec, config),
         env=environment(base, own, tty=spec.tty),
@@ -133,12 +138,18 @@ def main_process(spec: InstanceSpec, config: ImageConfig, hostname: str) -> Proc
         user=(spec.user if spec.user is not None else config.user) if not spec.system else "",
         tty=spec.tty,
         init=not spec.system,
-        capabilities=privileges.granted(spec, SYSTEM_CAPABILITIES if spec.system else CAPABILITIES),
+        capabilities=_capabilities(spec),
         no_new_privs=privileges.no_new_privileges(spec),
         seccomp=privileges.seccomp_profile(spec),
         rlimits=privileges.resource_limits(spec, RLIMITS),
         stop_signal=stop_signal(spec, config),
     )
+
+
+def _capabilities(spec: InstanceSpec) -> tuple[str, ...] | None:
+    if privileges.is_machine(spec):
+        return privileges.left_to_a_machine(spec)
+    return privileges.granted(spec, SYSTEM_CAPABILITIES if spec.system else CAPABILITIES)
 
 
 def exec_process(

@@ -15,6 +15,10 @@ def reason_to_boot(spec: InstanceSpec, image: ImageRoot) -> str | None:
     """Why a fork would not do; None where it does."""
     if spec.env:
         return "-e is the environment of the image's init"
+    if spec.cap_drop:
+        return "--cap-drop holds for the image's init"
+    if spec.no_new_privileges:
+        return "no-new-privileges holds for the image's init"
     if spec.read_only:
         return "--read-only holds from the beginning"
     for target in (*(one.target for one in spec.volumes), *(one.target for one in spec.tmpfs)):

@@ -66,7 +66,7 @@ def of_process(plan: Process, who: Identity) -> ProcessAttributes:
 
     Raises KeyError for a capability or limit that the plan's maker should have refused.
     """
-    mask = capabilities.mask_of(plan.capabilities)
+    mask = capabilities.mask_of(plan.capabilities or ())
     held = mask if who.uid == 0 else 0
     return ProcessAttributes(
         uid=who.uid,

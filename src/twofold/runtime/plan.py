@@ -82,7 +82,8 @@ class Process:
     user: str = ""
     tty: bool = False
     init: bool = True  # PID 1 is the small init; False: argv itself (system)
-    capabilities: tuple[str, ...] = ()
+    # None: all that the kernel knows. Behind the VM wall only; in a container it grants nothing.
+    capabilities: tuple[str, ...] | None = ()
     no_new_privs: bool = True
     seccomp: str = "default"  # name of a profile in runtime/seccomp.py, "" for none
     rlimits: dict[str, tuple[int, int]] = field(default_factory=dict)

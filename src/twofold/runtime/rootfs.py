@@ -59,7 +59,7 @@ def prepare(
 
                 owner = plan.id_base + JAIL_USER
                 binds[index] = own_node.detached(mount.source, owner=owner, scratch_dir=scratch_dir)
-        if "SYS_ADMIN" in plan.process.capabilities:
+        if "SYS_ADMIN" in (plan.process.capabilities or ()):
             mount_locks.lock(binds)
     except BaseException:
         for fd in (root_fd, *binds.values()):
