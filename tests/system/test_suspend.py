@@ -75,7 +75,7 @@ def test_a_machine_outlives_its_host(
             (("restart",), b"--discard"),
             (("pause",), b"twofold resume"),
             (("kill",), b"twofold resume"),
-            (("suspend",), b"suspended already"),
+            (("suspend",), b"twofold resume vm"),
         ):
             done = twofold(*verb, "vm")
             assert done.returncode == 125, verb

@@ -272,7 +272,11 @@ async def test_what_cannot_be_a_name_is_told_in_words(client: httpx.AsyncClient)
     await client.post("/v1/instances", json=RUN)
     for path, body, hint in (
         ("/v1/instances", {"spec": {"image": "alpine", "name": "a b"}}, "--name a-b"),
-        ("/v1/instances/web/snapshots", {"name": "before: it"}, "before-it"),
+        (
+            "/v1/instances/web/snapshots",
+            {"name": "before: it"},
+            "twofold snapshot create web before-it",
+        ),
         ("/v1/instances/web/fork", {"name": "../x"}, "--name x"),
     ):
         reply = await client.post(path, json=body)

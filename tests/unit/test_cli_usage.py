@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fake_twofold import FakeTwofold, instance, ndjson, reply
 
+from twofold.cli import main
 from twofold.cli.arguments import UsageError
 from twofold.cli.commands import set as set_command
 from twofold.cli.output import clock
@@ -71,6 +72,17 @@ def test_words_become_a_request() -> None:
 def test_wrong_words_are_named(word: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         set_command.changes([word])
+
+
+def test_what_to_type_names_the_instance(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, hint in (
+        (("set", "web", "memory=lots"), "twofold set web memory=1g"),
+        (("set", "web"), "twofold set web memory=1g"),
+        (("plug", "web", "--disk", "image:x"), "twofold plug --help"),
+        (("unplug", "web", "--disk", "-1"), "twofold unplug --help"),
+    ):
+        assert main.run([*words]) == 2, words
+        assert f"hint: {hint}\n" in capsys.readouterr().err
 
 
 def test_set_sends_one_change_per_name_and_shows_what_waits(fake: FakeTwofold) -> None:

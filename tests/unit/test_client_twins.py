@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from twofold.client import shapes
 from twofold.client.sdk import AsyncBox, AsyncTwofold, Box, Twofold
+from twofold.errors import InvalidInput
 
 
 def verbs(kind: type[Any]) -> dict[str, list[tuple[str, Any, Any]]]:
@@ -23,3 +25,14 @@ def _words(member: Any) -> list[inspect.Parameter]:
 @pytest.mark.parametrize(("one", "other"), [(Twofold, AsyncTwofold), (Box, AsyncBox)])
 def test_twins(one: type[Any], other: type[Any]) -> None:
     assert verbs(one) == verbs(other)
+
+
+def test_what_makes_no_sense_is_an_error_of_ours() -> None:
+    for make, where in (
+        (lambda: shapes.change_body({"cpus": -1}), "cpus"),
+        (lambda: shapes.change_body({"memory": 1}), "memory"),
+        (lambda: shapes.spec_body("debian", None, {"memory_bytes": "lots"}), "memory_bytes"),
+    ):
+        with pytest.raises(InvalidInput, match=f"^{where}: ") as caught:
+            make()
+        assert "Instance" in caught.value.hint

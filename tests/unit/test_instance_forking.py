@@ -119,3 +119,27 @@ async def test_what_a_dead_daemon_was_forking_is_gone_with_the_next(parent: Fake
     rows = [dict(row) for row in parent.store.rows.values()]
     await restoring.restore(parent.new_daemon(), rows, same_boot=True)
     assert [name for name in os.listdir(parent.paths.instances) if name.startswith(".")] == []
+
+
+async def test_a_name_that_is_taken_is_refused_before_anything_is_copied(
+    parent: FakeHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[str] = []
+    monkeypatch.setattr(ownership, "copy_tree", lambda source, _: copied.append(source))
+    web = parent.manager.find("web")
+    with pytest.raises(Conflict, match="'web' is taken"):
+        await parent.manager.forks.fork(web, Operation("fork"), count=1, pattern="web")
+    assert not copied
+    assert "freeze" not in parent.keeper.calls
+
+
+async def test_one_that_is_just_being_started_is_forked_when_it_runs(parent: FakeHouse) -> None:
+    web = parent.manager.find("web")
+    async with web.lock:
+        web.change(state=State.STARTING)
+        forking = asyncio.ensure_future(
+            parent.manager.forks.fork(web, Operation("fork"), count=1, pattern=None)
+        )
+        await asyncio.sleep(0)
+        web.change(state=State.RUNNING)
+    assert [fork.name for fork in await forking] == ["web-1"]

@@ -12,7 +12,7 @@ import pytest
 from fake_house import FakeHouse
 from test_storage_snapshots import keep_moment
 
-from twofold.errors import Conflict, IllegalState, NoSpace, TwofoldError, Unsupported
+from twofold.errors import Conflict, IllegalState, NoSpace, NotFound, TwofoldError, Unsupported
 from twofold.instance import restart_policy, restoring, snapshots
 from twofold.instance.record import Record
 from twofold.model.instance import InstanceSpec, State
@@ -140,6 +140,25 @@ async def test_a_restored_one_is_stopped_and_started_again(tmp_path: Path) -> No
         assert record.state is State.STOPPED, "it did not run, so it is not started"
         await verbs.restore(record, "then", Operation("restore"), start=True)
         assert record.state is State.RUNNING
+
+
+async def test_one_that_is_removed_by_force_while_it_is_restored_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record, lifecycle = await run(house), house.manager.lifecycle
+        verbs = house.manager.snapshots
+        await verbs.create(record, Operation("snapshot"), name="then", memory=False)
+        stop = lifecycle.ask_to_stop
+
+        async def removed_meanwhile(record: Record, timeout_s: float) -> bool:
+            record.change(intent="removed")
+            return await stop(record, timeout_s)
+
+        monkeypatch.setattr(lifecycle, "ask_to_stop", removed_meanwhile)
+        with pytest.raises(NotFound, match="no instance 'web': it was removed"):
+            await verbs.restore(record, "then", Operation("restore"), start=None)
+        assert os.listdir(house.paths.instances) == []
 
 
 async def test_of_two_restores_at_once_each_is_true_when_it_returns(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_illegal_verb_names_state_verb_and_remedy(verb: str, state: State) -> No
 def test_what_runs_and_is_resumed_is_not_told_to_pause() -> None:
     with pytest.raises(IllegalState) as caught:
         check("resume", State.RUNNING, "web")
-    assert caught.value.hint == "it runs already; twofold show web"
+    assert caught.value.hint == "twofold show web"
 
 
 @pytest.mark.parametrize(("current", "target"), ILLEGAL_MOVES)

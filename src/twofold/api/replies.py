@@ -126,9 +126,11 @@ async def on_twofold_error(request: Request, error: Exception) -> Response:
     return error_reply(error)
 
 
-async def on_invalid(_: Request, error: Exception) -> Response:
+async def on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_reply(invalid_input(list(error.errors())))
+    ours = invalid_input(list(error.errors()))
+    name_in_hint(ours, _subject(request))
+    return error_reply(ours)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
@@ -157,7 +159,7 @@ def invalid_input(problems: list[Any]) -> InvalidInput:
     text = str(first.get("msg", "is not valid")).replace("\n", " ")
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first.get("ctx", {}).get("pattern") == NAME_PATTERN:
-        option = "--name " if field == "spec.name" else ""
+        option = "--name " if field == "spec.name" else "twofold snapshot create NAME "
         return names.no_name(str(first.get("input")), option=option)
     message = f"{field}: {text[:1].lower()}{text[1:]}, not {value}{more}"
     if first.get("type") == "extra_forbidden":

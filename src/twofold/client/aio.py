@@ -19,6 +19,7 @@ from twofold.client.shapes import (
     OnEvent,
     at,
     captured,
+    change_body,
     detached_body,
     error_of,
     exec_body,
@@ -31,10 +32,11 @@ from twofold.client.shapes import (
 from twofold.model.exposure import Exposure
 from twofold.model.guest_os import OsDetail, OsSummary
 from twofold.model.image import Image
-from twofold.model.instance import Instance, InstanceChange, Volume
+from twofold.model.instance import Instance, Volume
 from twofold.model.paths import Paths
 from twofold.model.screen import Pointed, Typed
 from twofold.model.snapshot import Snapshot
+from twofold.model.template import Template
 from twofold.model.usage import ProcessInfo, Use
 
 
@@ -138,6 +140,15 @@ class AsyncTwofold:
     async def remove_image(self, name: str, *, force: bool = False) -> None:
         await self._call("DELETE", at("images", name) + ("?force=true" if force else ""))
 
+    async def templates(self) -> list[Template]:
+        """What virtual machines are forked from; last used first."""
+        found = await self._call("GET", at("templates"))
+        return [Template.model_validate(item) for item in found]
+
+    async def remove_template(self, key: str) -> int:
+        """Bytes freed. Running forks of it go on; the next start of its kind makes another."""
+        return int((await self._call("DELETE", at("templates", key)))["size_bytes"])
+
     async def systems(self, pattern: str = "") -> list[OsSummary]:
         """The operating systems that are known; ``pattern``: a part of id or name, or a glob."""
         query = f"?pattern={quote(pattern, safe='')}" if pattern else ""
@@ -223,10 +234,12 @@ class AsyncBox:
         body = {"timeout_s": timeout_s}
         return self._take(await self._twofold._operate("POST", self._at("restart"), body, None))
 
-    async def fork(self, *, count: int = 1, name: str | None = None) -> "list[AsyncBox]":
+    async def fork(
+        self, *, count: int = 1, name: str | None = None, on_event: OnEvent | None = None
+    ) -> "list[AsyncBox]":
         """More like this one, which runs; ``name`` may hold ``{n}``."""
         body = {"count": count, "name": name}
-        found = await self._twofold._operate("POST", self._at("fork"), body, None)
+        found = await self._twofold._operate("POST", self._at("fork"), body, on_event)
         return [AsyncBox(self._twofold, item) for item in found]
 
     async def suspend(self, *, on_event: OnEvent | None = None) -> Instance:
@@ -293,7 +306,7 @@ class AsyncBox:
         return captured(await self._twofold._call("POST", self._at("exec"), body))
 
     async def change(self, *, on_event: OnEvent | None = None, **limits: Any) -> Instance:
-        body = InstanceChange(**limits).model_dump(mode="json", exclude_unset=True)
+        body = change_body(limits)
         return self._take(await self._twofold._operate("PATCH", self._at(), body, on_event))
 
     async def plug(

@@ -31,6 +31,7 @@ from twofold.client.shapes import (
     OnEvent,
     at,
     captured,
+    change_body,
     detached_body,
     error_of,
     exec_body,
@@ -43,10 +44,11 @@ from twofold.client.shapes import (
 from twofold.model.exposure import Exposure
 from twofold.model.guest_os import OsDetail, OsSummary
 from twofold.model.image import Image
-from twofold.model.instance import Instance, InstanceChange, Volume
+from twofold.model.instance import Instance, Volume
 from twofold.model.paths import Paths
 from twofold.model.screen import Pointed, Typed
 from twofold.model.snapshot import Snapshot
+from twofold.model.template import Template
 from twofold.model.usage import ProcessInfo, Use
 
 __all__ = ["AsyncBox", "AsyncTwofold", "Box", "Completed", "Twofold"]
@@ -154,6 +156,15 @@ class Twofold:
     def remove_image(self, name: str, *, force: bool = False) -> None:
         self._call("DELETE", at("images", name) + ("?force=true" if force else ""))
 
+    def templates(self) -> list[Template]:
+        """What virtual machines are forked from; last used first."""
+        found = self._call("GET", at("templates"))
+        return [Template.model_validate(item) for item in found]
+
+    def remove_template(self, key: str) -> int:
+        """Bytes freed. Running forks of it go on; the next start of its kind makes another."""
+        return int((self._call("DELETE", at("templates", key)))["size_bytes"])
+
     def systems(self, pattern: str = "") -> list[OsSummary]:
         """The operating systems that are known; ``pattern``: a part of id or name, or a glob."""
         query = f"?pattern={quote(pattern, safe='')}" if pattern else ""
@@ -243,10 +254,12 @@ class Box:
         body = {"timeout_s": timeout_s}
         return self._take(self._twofold._operate("POST", self._at("restart"), body, None))
 
-    def fork(self, *, count: int = 1, name: str | None = None) -> "list[Box]":
+    def fork(
+        self, *, count: int = 1, name: str | None = None, on_event: OnEvent | None = None
+    ) -> "list[Box]":
         """More like this one, which runs; ``name`` may hold ``{n}``."""
         body = {"count": count, "name": name}
-        found = self._twofold._operate("POST", self._at("fork"), body, None)
+        found = self._twofold._operate("POST", self._at("fork"), body, on_event)
         return [Box(self._twofold, item) for item in found]
 
     def suspend(self, *, on_event: OnEvent | None = None) -> Instance:
@@ -317,7 +330,7 @@ class Box:
     def change(self, *, on_event: OnEvent | None = None, **limits: Any) -> Instance:
         """New limits (``cpus``, ``memory_bytes``, ``pids``, ``restart``), at once where the wall
         allows it; None takes one away. What has to wait for a start comes as a warning event."""
-        body = InstanceChange(**limits).model_dump(mode="json", exclude_unset=True)
+        body = change_body(limits)
         return self._take(self._twofold._operate("PATCH", self._at(), body, on_event))
 
     def plug(

@@ -4,13 +4,16 @@ import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
+from pydantic import BaseModel, ValidationError
+
 from twofold.errors import InvalidInput, TwofoldError, Unavailable, from_dict
-from twofold.model.instance import InstanceSpec, Volume
+from twofold.model.instance import InstanceChange, InstanceSpec, Volume
 from twofold.model.paths import Paths
 
+Shape = TypeVar("Shape", bound=BaseModel)
 OnEvent = Callable[[dict[str, Any]], None]
 
 BASE = "http://twofold"
@@ -39,8 +42,25 @@ def at(*segments: str) -> str:
 def spec_body(
     image: str, command: Sequence[str] | None, fields: Mapping[str, Any]
 ) -> dict[str, Any]:
-    spec = InstanceSpec(image=image, command=list(command) if command else None, **fields)
-    return spec.model_dump(mode="json", exclude_defaults=True)
+    words = {"image": image, "command": list(command) if command else None, **fields}
+    return _checked(InstanceSpec, words).model_dump(mode="json", exclude_defaults=True)
+
+
+def change_body(changes: Mapping[str, Any]) -> dict[str, Any]:
+    return _checked(InstanceChange, changes).model_dump(mode="json", exclude_unset=True)
+
+
+def _checked(model: type[Shape], fields: Mapping[str, Any]) -> Shape:
+    """Every failure is one of ours. Raises InvalidInput."""
+    try:
+        return model(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or model.__name__
+        raise InvalidInput(
+            f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {first['input']!r:.80}",
+            hint=f"help(twofold.model.instance.{model.__name__})",
+        ) from None
 
 
 def error_of(status: int, body: bytes) -> TwofoldError:

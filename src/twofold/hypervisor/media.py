@@ -52,4 +52,4 @@ def _node_in(answer: Any, device: str) -> str:
                 return str((item.get("inserted") or {}).get("node-name", ""))
     except (TypeError, AttributeError) as error:
         raise GuestFailed(f"QEMU's list of drives makes no sense: {error}") from error
-    raise GuestFailed(f"QEMU has no drive {device!r}", hint="restart the instance")
+    raise GuestFailed(f"QEMU has no drive {device!r}", hint="twofold restart NAME")

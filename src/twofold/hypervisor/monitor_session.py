@@ -226,4 +226,4 @@ def error_of_guest(body: protocol.Body) -> TwofoldError:
 
 
 def guest_is_gone(reason: str) -> TwofoldError:
-    return GuestFailed(f"the guest does not answer: {reason}", hint="restart the instance")
+    return GuestFailed(f"the guest does not answer: {reason}", hint="twofold list")

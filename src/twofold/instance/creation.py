@@ -50,7 +50,7 @@ class Creation:
         _check_ports(spec)
         seed.check_user_data(spec.user_data)
         architecture.check_wanted(spec.arch)
-        await self._free_name(spec.name)
+        await self.free_name(spec.name)
         wanted = architecture.image_name(spec.image, spec.arch, self._rooms.images.find)
         other = architecture.foreign(spec.arch)
         if other and is_builtin(wanted):
@@ -145,8 +145,8 @@ class Creation:
             if self._records.get(instance_id) is None and not self._records.by_name(instance_id):
                 return instance_id
 
-    async def _free_name(self, name: str | None) -> None:
-        """Wait for one of that name that is just going away; refuse one that stays."""
+    async def free_name(self, name: str | None) -> None:
+        """Wait for one of that name that is just going away. Raises Conflict for one that stays."""
         if name is None:
             return
         holder = self._records.by_name(name)

@@ -54,11 +54,14 @@ class Forks:
             most = f"twofold fork --count {MOST} {parent.name}"
             raise InvalidInput(f"{count} forks: from 1 to {MOST} at a time", hint=most)
         chosen = self._names(parent, count, pattern)
-        _check(parent)
         async with AsyncExitStack() as stack:
             # Who forks meanwhile counts on, or hears of it before anything is copied.
             self._promised.update(chosen)
             stack.callback(self._promised.difference_update, chosen)
+            for name in chosen:
+                await self._creation.free_name(name)
+            async with parent.lock:  # one that is just being started or restored runs in a moment
+                _check(parent)
             scratch = f"{self._rooms.paths.instances}/{SCRATCH}{parent.id}-{chosen[0]}"
             os.mkdir(scratch, 0o700)
             stack.push_async_callback(remove_tree, scratch)
@@ -219,6 +222,7 @@ def spec_in_force(parent: Record) -> InstanceSpec:
 
 
 def _check(parent: Record) -> None:
+    parent.refuse_removed()
     if parent.state not in (State.RUNNING, State.PAUSED):
         raise IllegalState(
             f"{parent.name!r} is {parent.state.value}: only what runs can be forked",

@@ -261,7 +261,7 @@ class Plugging:
             raise Conflict(
                 f"port {record.spec.ports[0].host_port} of the host leads to {record.name!r}: its "
                 "network card stays",
-                hint="make it anew without -p",
+                hint=f"twofold show {record.name}    # to have none, run it anew without -p",
             )
         if record.active:
             await asyncio.to_thread(self._berths(record).check_removable, "card")

@@ -159,6 +159,7 @@ class Snapshots:
                     # Its files go; what it writes to directories of the host stays.
                     gently = _GENTLE_STOP_S if record.spec.volumes else 0.0
                     await self._lifecycle.halt(record, operation, timeout_s=gently)
+                    record.refuse_removed()  # by force, which goes around the lock
                 # Files and row change together, also when who asked for it leaves.
                 placing = self._rooms.scope.spawn(
                     self._put_in_place(record, files, operation),

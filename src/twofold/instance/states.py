@@ -46,10 +46,10 @@ VERBS: dict[str, frozenset[State]] = {
     ),
 }
 
-# What to type, by the state that is in the way. {name} is the instance's.
+# What a shell takes as it is, by the state that is in the way. {name} is the instance's.
 _HINTS: dict[State, str] = {
     State.CREATED: "twofold start {name}",
-    State.STARTING: "wait until it runs: twofold show {name}",
+    State.STARTING: "twofold show {name}    # until it runs",
     State.RUNNING: "twofold stop {name}",
     State.PAUSED: "twofold resume {name}",
     State.STOPPING: "twofold kill {name}",
@@ -57,27 +57,20 @@ _HINTS: dict[State, str] = {
     State.SUSPENDED: "twofold resume {name}",
 }
 _HINTS_BY_VERB: dict[tuple[str, State], str] = {
-    ("copy", State.PAUSED): "twofold resume {name}: nothing inside runs while it is paused",
-    ("start", State.RUNNING): "it runs already; twofold restart {name} starts it anew",
-    ("pause", State.PAUSED): "it is paused already; twofold resume {name}",
-    ("resume", State.RUNNING): "it runs already; twofold show {name}",
-    ("resume", State.STOPPED): "twofold start {name}",
-    ("suspend", State.PAUSED): "twofold resume {name}, then suspend it",
-    ("suspend", State.SUSPENDED): "it is suspended already; twofold resume {name}",
+    ("start", State.RUNNING): "twofold restart {name}    # starts it anew",
+    ("resume", State.RUNNING): "twofold show {name}",
+    ("suspend", State.PAUSED): "twofold resume {name}; twofold suspend {name}",
     ("stop", State.SUSPENDED): (
-        "nothing of it runs; twofold resume {name} goes on, twofold stop --discard {name} gives "
-        "its memory up"
+        "twofold resume {name}    # or give its memory up: twofold stop --discard {name}"
     ),
     ("restart", State.SUSPENDED): (
-        "twofold resume {name}, or give its memory up: twofold stop --discard {name}"
+        "twofold resume {name}    # or give its memory up: twofold stop --discard {name}"
     ),
-    ("discard", State.RUNNING): "--discard is for suspended machines; twofold stop {name}",
-    ("remove", State.RUNNING): "twofold stop {name}, or twofold rm --force {name}",
+    ("discard", State.RUNNING): "twofold stop {name}    # --discard is for suspended machines",
+    ("remove", State.RUNNING): "twofold stop {name}    # or at once: twofold rm --force {name}",
     ("remove", State.PAUSED): "twofold rm --force {name}",
     ("remove", State.STARTING): "twofold rm --force {name}",
     ("remove", State.STOPPING): "twofold rm --force {name}",
-    ("stop", State.STOPPED): "there is nothing to stop; twofold start {name} starts it",
-    ("stop", State.CREATED): "there is nothing to stop; twofold start {name} starts it",
 }
 
 

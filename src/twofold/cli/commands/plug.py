@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from twofold.cli import arguments, hardware, several
-from twofold.cli.arguments import Parser, UsageError
+from twofold.cli import arguments, several
+from twofold.cli.arguments import Parser
 from twofold.client.transport import url
 
 TYPE_CHECKING = False
@@ -31,7 +31,9 @@ def configure(parser: Parser) -> None:
     what.add_argument(
         "-v", "--volume", metavar="SRC:DST[:ro]", help="show a directory of the host inside"
     )
-    what.add_argument("--disk", metavar="SIZE", help="an empty disk, of 10g for example")
+    what.add_argument(
+        "--disk", type=arguments.size, metavar="SIZE", help="an empty disk, of 10g for example"
+    )
     what.add_argument("--network", choices=("default",), help="a network card, as in run")
 
 
@@ -49,8 +51,5 @@ def wish(args: argparse.Namespace) -> dict[str, Any]:
     if args.volume is not None:
         return {"volume": arguments.volume(args.volume)}
     if args.disk is not None:
-        found = hardware.disk(args.disk)
-        if "size_bytes" not in found:
-            raise UsageError(f"disk {args.disk!r} is not a size", hint="--disk 10g")
-        return {"disk_bytes": found["size_bytes"]}
+        return {"disk_bytes": args.disk}
     return {"network": args.network}

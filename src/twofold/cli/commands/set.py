@@ -54,6 +54,7 @@ KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 _TRIAL_S = 180.0
+_EXAMPLES = {"cpus": "2", "memory": "1g", "pids": "500", "restart": "always"}
 _NEVER_NONE = ("restart", "hardware", "os")
 
 
@@ -85,8 +86,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("missing: NAME", hint="twofold set NAME memory=1g")
     if not words:
         keys = ", ".join(f"{key}=…" for key in KEYS)
-        raise UsageError(f"nothing to set: give some of {keys}", hint="twofold set NAME memory=1g")
-    body = changes(words)
+        raise UsageError(
+            f"nothing to set: give some of {keys}", hint=f"twofold set {args.names[0]} memory=1g"
+        )
+    body = changes(words, of=args.names[0])
     if args.timeout is not None and not args.trial:
         raise UsageError(
             "--timeout is that of --try", hint="twofold set NAME hardware=virtio --try"
@@ -121,8 +124,9 @@ def _say_moved(instance: dict[str, Any]) -> None:
         output.note(f"back: twofold set {instance['name']} {facts['way_back']}")
 
 
-def changes(words: list[str]) -> dict[str, Any]:
-    """The body of the request from ``KEY=VALUE`` words. Raises UsageError."""
+def changes(words: list[str], *, of: str = "NAME") -> dict[str, Any]:
+    """The body of the request from ``KEY=VALUE`` words. ``of``: whose they are, for
+    the hint. Raises UsageError."""
     body: dict[str, Any] = {}
     for word in words:
         key, _, value = word.partition("=")
@@ -136,5 +140,6 @@ def changes(words: list[str]) -> dict[str, Any]:
         try:
             body[field] = None if value == "none" and key not in _NEVER_NONE else parse(value)
         except argparse.ArgumentTypeError as error:
-            raise UsageError(f"{key}: {error}", hint=f"twofold set NAME {key}=…") from None
+            hint = f"twofold set {of} {key}={_EXAMPLES.get(key, '…')}"
+            raise UsageError(f"{key}: {error}", hint=hint) from None
     return body

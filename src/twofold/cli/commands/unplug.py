@@ -25,11 +25,19 @@ def configure(parser: Parser) -> None:
     several.configure(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("-v", "--volume", metavar="DST", help="the directory that it has there")
-    what.add_argument("--disk", type=int, metavar="N", help="disk N with all that is on it")
+    what.add_argument("--disk", type=_number, metavar="N", help="disk N with all that is on it")
     what.add_argument("--network", action="store_true", help="its network card")
     parser.add_argument(
         "-f", "--force", action="store_true", help="also when it is in use: what uses it may break"
     )
+
+
+def _number(text: str) -> int:
+    import argparse
+
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a disk, such as 0")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
