@@ -143,3 +143,21 @@ async def test_one_that_is_just_being_started_is_forked_when_it_runs(parent: Fak
         await asyncio.sleep(0)
         web.change(state=State.RUNNING)
     assert [fork.name for fork in await forking] == ["web-1"]
+
+
+async def test_a_fork_is_none_before_it_has_all_files(
+    parent: FakeHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that dies while they are copied leaves no instance that looks like a fork."""
+    copy_tree, seen = ownership.copy_tree, []
+
+    def look(source: str, target: str) -> None:
+        copy_tree(source, target)
+        seen.append(sorted(os.listdir(os.path.dirname(target))))
+
+    monkeypatch.setattr(ownership, "copy_tree", look)
+    web = parent.manager.find("web")
+    (fork,) = await parent.manager.forks.fork(web, Operation("fork"), count=1, pattern="x")
+    assert len(seen) == 2
+    assert "spec.json" not in seen[1]
+    assert "spec.json" in os.listdir(parent.paths.instance_dir(fork.id))

@@ -8,7 +8,7 @@ import asyncio
 import errno
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
 from twofold.errors import Conflict, NoSpace, TwofoldError
@@ -43,10 +43,16 @@ class Creation:
         self._allocating = asyncio.Lock()
 
     async def create(
-        self, spec: InstanceSpec, operation: Operation, *, durable: bool = True
+        self,
+        spec: InstanceSpec,
+        operation: Operation,
+        *,
+        durable: bool = True,
+        furnish: Callable[[Record], None] | None = None,
     ) -> Record:
         """A new instance, not started. Nothing is left of it when this fails. Without ``durable``
-        the caller has ``make_durable`` to await before it says that there is one."""
+        the caller has ``make_durable`` to await before it says that there is one. ``furnish``
+        fills its directory, in a thread: what it is given is as dear as what a guest wrote."""
         _check_ports(spec)
         seed.check_user_data(spec.user_data)
         architecture.check_wanted(spec.arch)
@@ -68,13 +74,15 @@ class Creation:
         wall.check(spec)
         _check_process(spec, image)
         async with AsyncExitStack() as undo:
-            record = await self._allocate(spec, image)
+            record = await self._allocate(spec, image, furnished=furnish is not None)
             undo.push_async_callback(self._lifecycle.erase, record)
             directory = self._rooms.paths.instance_dir(record.id)
             try:
                 found = await make_directory(record, wall, directory, operation)
                 if found:
                     await self._records.save(record, facts=found, spec=own_os.fitted(spec, found))
+                if furnish is not None:  # before spec.json: who dies meanwhile leaves no instance
+                    await asyncio.to_thread(furnish, record)
                 facts.write_facts(record, directory)
                 if record.has_own_os:  # its disks may be all that there is of a system
                     await asyncio.to_thread(own_os_files.make_durable, directory)
@@ -115,7 +123,7 @@ class Creation:
         except OSError as error:
             raise _no_room(error, directory) from error
 
-    async def _allocate(self, spec: InstanceSpec, image: Image) -> Record:
+    async def _allocate(self, spec: InstanceSpec, image: Image, *, furnished: bool) -> Record:
         """Name, ids and address: taken together, written as one row."""
         network: plan.Network | None = None
         async with self._allocating:
@@ -134,6 +142,8 @@ class Creation:
                 mac=network.mac if network else None,
                 network=network,
             )
+            if furnished:  # as if it had run: no template's disk may take the place of its own
+                record.started_at = record.created_at
             self._records.add(record)
         await self._records.store_new(record)
         return record

@@ -3,7 +3,7 @@
 A virtual machine is copied with its memory: the forks go on from that very moment, each with a
 name, an address and random numbers of its own. Of a container the files are copied and the command
 starts anew, for a process cannot be copied. Published ports stay with the parent. All of the forks
-come into being or none.
+come into being or none; when the daemon dies meanwhile, each is whole or none.
 """
 
 import asyncio
@@ -81,13 +81,18 @@ class Forks:
         operation: Operation,
     ) -> list[Record]:
         born: list[Record] = []
+
+        def furnish(record: Record) -> None:
+            self._furnish(record, parent, scratch)
+
         try:
             for name in chosen:
                 spec = spec_in_force(parent).model_copy(update={"name": name, "ports": []})
-                record = await self._creation.create(spec, operation, durable=False)
+                record = await self._creation.create(
+                    spec, operation, durable=False, furnish=furnish
+                )
                 born.append(record)
                 record.copied = copied
-                await asyncio.to_thread(self._furnish, record, parent, scratch)
             starts = (self._lifecycle.start(record, operation) for record in born)
             lasting = self._make_durable(born)
             for outcome in await asyncio.gather(*starts, *lasting, return_exceptions=True):

@@ -25,7 +25,7 @@ def copy_tree(source: str, target: str) -> None:
         errors="replace",
     )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        last = (done.stderr.strip().splitlines() or [f"cp ended with {done.returncode}"])[-1]
         kind = NoSpace if "No space left" in last else RuntimeFailed
         raise kind(f"the files could not be copied: {last}", hint="df -h")
 
