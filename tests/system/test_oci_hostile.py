@@ -427,6 +427,7 @@ def test_forty_damaged_bundles(oci: Lab) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @beyond_runc("panics now and then")
 def test_two_thousand_damaged_bundles(oci: Lab) -> None:
     results = [one_damaged_life(oci, seed) for seed in range(1000, 3000)]
