@@ -437,6 +437,13 @@ def test_qemu_holds_no_descriptor_of_others(jails: list[Jail], twofold_root: str
         assert kinds <= {"socket", "pipe", "anon_inode"}, kinds
 
 
+def test_ps_says_which_machine_a_monitor_is_of(jails: list[Jail]) -> None:
+    for jail in jails:
+        shown = Path(f"/proc/{jail.monitor}/cmdline").read_bytes().rstrip(b"\0")
+        assert shown.split(b"\0") == [b"twofold.monitor", jail.id.encode()]
+        assert Path(f"/proc/{jail.monitor}/comm").read_text() == "twofold-monitor\n"
+
+
 def test_nothing_of_a_vm_listens_where_others_could_connect(jails: list[Jail]) -> None:
     for jail in jails:
         for kind in ("tcp", "tcp6", "udp", "udp6", "packet"):

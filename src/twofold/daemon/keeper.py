@@ -105,8 +105,7 @@ class _Household:
 
     def run(self, deposits: Deposits) -> bool:
         """Hold, and in a fork keep, until the end; True in the last one of all."""
-        title.set_command_line("twofold.daemon.holder", "--root", self._paths.root)
-        process.set_process_name("twofold-holder")
+        title.show_as("twofold-holder", "twofold.daemon.holder", "--root", self._paths.root)
         # What is imported now stays: keep the collector from touching, and so copying, its pages
         # in every process that is forked from here.
         gc.collect()
@@ -122,8 +121,7 @@ class _Household:
 
     def _keep(self, line: socket.socket, deposits: Deposits) -> None:
         """In a fork of the holder: be the keeper."""
-        title.set_command_line(_MODULE, "--root", self._paths.root)
-        process.set_process_name("twofold-keeper")
+        title.show_as("twofold-keeper", _MODULE, "--root", self._paths.root)
         renewed = deposits.pop(_LISTENERS, None)
         if renewed is not None:
             self._listener, self._door = (socket.socket(fileno=fd) for fd in renewed.fds)

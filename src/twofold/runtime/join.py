@@ -13,7 +13,7 @@ import os
 
 from twofold.errors import RuntimeFailed, TwofoldError
 from twofold.guest.identity import Identity
-from twofold.linux import process, sockets
+from twofold.linux import process, sockets, title
 from twofold.record import dataclass
 from twofold.runtime import credentials, payload, wire
 from twofold.runtime.cgroups import Group
@@ -95,6 +95,7 @@ def copy(
         who = Identity(0, 0, [], "/")
         credentials.become(who, plan, host.filters["default"])
         credentials.reset_signals()
+        title.show_as("twofold-copy", "twofold.copy", direction)
         if direction == "out":
             archive.tar_out(path, fd)
         else:

@@ -20,7 +20,7 @@ import os
 
 from twofold.errors import RuntimeFailed, TwofoldError
 from twofold.guest.identity import Identity
-from twofold.linux import netconf, process, sockets, tun
+from twofold.linux import netconf, process, sockets, title, tun
 from twofold.record import dataclass, field
 from twofold.runtime import credentials, devices, idmap, payload, resources, rootfs, wire
 from twofold.runtime.cgroups import Group, Hierarchies
@@ -306,7 +306,7 @@ def _become_monitor(
     who = Identity(idmap.JAIL_USER, idmap.JAIL_USER, [], "/")
     credentials.become(who, plan.process, program)
     credentials.reset_signals()
-    process.set_process_name("twofold-monitor")
+    title.show_as("twofold-monitor", "twofold.monitor", plan.instance_id)
     import socket as whole  # loaded by the monitor, which wants more of it than we do
 
     control = whole.socket(fileno=opened.pop("control"))
