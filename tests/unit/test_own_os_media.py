@@ -1,13 +1,18 @@
 """What lies in the drives of a machine with its own system: changed whole, or not at all."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_house import IMAGE, FakeHouse
 
-from twofold.instance import own_os, own_os_files
+from twofold.errors import InvalidInput
+from twofold.hypervisor import bare_devices
+from twofold.instance import own_os, own_os_files, own_os_hardware
 from twofold.instance.facts import write_facts
+from twofold.instance.own_os import Fitting
 from twofold.instance.own_os_changes import Refitting
 from twofold.instance.own_os_wall import OwnOsWall
 from twofold.instance.record import Record
@@ -69,6 +74,57 @@ async def test_a_disc_leaves_only_after_the_record_knows(
         await refitting.change(record, InstanceChange(cdrom=""), Operation("set"))
         assert record.spec.cdrom == [""]
         assert not (directory / "cdrom-0.iso").exists()
+
+
+async def test_what_the_firmware_cannot_boot_from_is_refused_at_once(tmp_path: Path) -> None:
+    """Of an arm64 machine: it has no driver for the card that most systems know."""
+    disc = tmp_path / "disc.iso"
+    disc.write_bytes(b"disc")
+    emulated = Fitting(hardware=bare_devices.UNKNOWN_ARM64, firmware="uefi")
+    virtio = replace(
+        emulated,
+        hardware=replace(emulated.hardware, nic="virtio-net"),
+        profile="virtio",
+        before=emulated.to_dict(),
+    )
+    async with FakeHouse(tmp_path) as house:
+        refitting, record, directory = await machine(house, disc)
+        Path(own_os.nvram_file(str(directory))).touch()
+
+        async def change(**wish: Any) -> None:
+            await refitting.change(record, InstanceChange(**wish), Operation("set"))
+
+        own_os_files.write_fitting(str(directory), emulated)
+        with pytest.raises(InvalidInput, match="cannot boot from an e1000") as caught:
+            await change(boot=["disk", "network"])
+        assert caught.value.hint == "--hardware virtio, or leave network out of --boot"
+        assert record.spec.boot == []
+        await change(boot=["disk"])
+        own_os_files.write_fitting(str(directory), virtio)
+        await change(boot=["network"])
+        for kept in ({}, {"boot": ["network", "disk"]}):
+            with pytest.raises(InvalidInput, match="cannot boot"):
+                await change(hardware="emulated", **kept)
+            assert own_os_files.read_fitting(str(directory)).profile == "virtio"
+        await change(hardware="emulated", boot=None)
+        with pytest.raises(InvalidInput, match="cannot boot"):
+            await change(boot=["network"])
+        await change(hardware="virtio", boot=["network"])
+        assert record.spec.boot == ["network"]
+
+
+async def test_such_a_machine_is_not_made_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        disc = IMAGE.model_copy(update={"kind": ImageKind.CDROM})
+        chosen = Fitting(hardware=bare_devices.UNKNOWN_ARM64)
+        monkeypatch.setattr(house.images, "find", lambda _: disc)
+        monkeypatch.setattr(own_os_hardware, "choose", lambda *_: (chosen, ()))
+        wish = InstanceSpec(image="alpine", boot=["network"])
+        with pytest.raises(InvalidInput, match="cannot boot from an e1000"):
+            await house.manager.creation.create(wish, Operation("create"))
+        assert house.left() == []
 
 
 async def test_a_new_machine_is_on_the_disk_before_it_is_told_of(

@@ -7,7 +7,7 @@ every format is said, never guessed. A guest that reboots does so; one that powe
 Refuses models that do not go together and more disks than a bus takes; runs nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from twofold.errors import InvalidInput
@@ -421,6 +421,7 @@ def _check(spec: BareSpec) -> None:
         raise InvalidInput("Secure Boot needs the q35 board", hint="--firmware uefi")
     if spec.hardware.board == "virt":
         _check_virt(spec)
+    check_boot(spec.boot, spec.hardware)
     if len([drive for drive in spec.drives if drive.kind == "floppy"]) > 1:
         raise InvalidInput("a machine has one floppy drive")
     for drive in spec.drives:
@@ -437,8 +438,12 @@ def _check_virt(spec: BareSpec) -> None:
         raise InvalidInput("an arm64 machine is emulated: no KVM, not --nested either")
     if any(drive.kind == "floppy" for drive in spec.drives):
         raise InvalidInput("an arm64 machine has no floppy drive", hint="leave --floppy out")
-    if "network" in spec.boot and not NICS[spec.hardware.nic].virtio:
+
+
+def check_boot(order: Sequence[str], hardware: Hardware) -> None:
+    """That the firmware finds all of it. Raises InvalidInput."""
+    if hardware.board == "virt" and "network" in order and not NICS[hardware.nic].virtio:
         raise InvalidInput(
-            f"the firmware of an arm64 machine cannot boot from an {spec.hardware.nic}",
+            f"the firmware of an arm64 machine cannot boot from an {hardware.nic}",
             hint="--hardware virtio, or leave network out of --boot",
         )

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from twofold.errors import Conflict, InvalidInput, Unsupported
-from twofold.hypervisor import media
+from twofold.hypervisor import bare, media
 from twofold.instance import own_os, own_os_files, own_os_hardware, own_os_processor, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.driver_trial import DriverTrial
@@ -66,6 +66,10 @@ class Refitting:
             states.check("set", record.state, record.name)
             if "hardware" in ours or "os" in ours:
                 await self._refit(record, changes, operation, tried=timeout_s is not None)
+            elif "boot" in ours:
+                directory = self._directory(record)
+                has = await asyncio.to_thread(own_os_files.read_fitting, directory)
+                bare.check_boot(_boot(record, changes), has.hardware)
             if "cdrom" in ours:
                 await self._change_disc(record, changes["cdrom"] or "", operation)
             if "virtio_win" in ours:
@@ -73,7 +77,7 @@ class Refitting:
             if "floppy" in ours:
                 await self._change_floppy(record, changes["floppy"] or "", operation)
             if "boot" in ours:
-                await self._save(record, {"boot": changes["boot"] or []})
+                await self._save(record, {"boot": _boot(record, changes)})
                 if record.active:
                     operation.warn(
                         f"{record.name!r} boots in that order from its next start on",
@@ -168,6 +172,7 @@ class Refitting:
         gets = None if anew else _way_back(has, wanted)
         if gets is None:
             gets = await asyncio.to_thread(self._choose, spec, record, has, wanted, operation)
+        bare.check_boot(_boot(record, changes), gets.hardware)
         before = has.before  # the way back stays where it was when the kind of hardware does
         if gets.profile != has.profile:
             before = {name: item for name, item in has.to_dict().items() if name != "before"}
@@ -220,6 +225,11 @@ class Refitting:
 
     def _directory(self, record: Record) -> str:
         return self._rooms.paths.instance_dir(record.id)
+
+
+def _boot(record: Record, changes: dict[str, Any]) -> list[str]:
+    """The order that it has when ``changes`` are made; null in them: as it is made."""
+    return (changes["boot"] or []) if "boot" in changes else record.spec.boot
 
 
 def _way_back(has: Fitting, wanted: str) -> Fitting | None:

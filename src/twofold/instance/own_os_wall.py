@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from twofold.errors import InvalidInput
-from twofold.hypervisor import bare_devices, bare_trial, tpm
+from twofold.hypervisor import bare, bare_devices, bare_trial, tpm
 from twofold.instance import (
     attachments,
     own_os,
@@ -49,6 +49,7 @@ class OwnOsWall:
         spec = record.spec
         image = self._images.find(record.image_digest)
         fitting, warnings = await asyncio.to_thread(own_os_hardware.choose, spec, image)
+        bare.check_boot(spec.boot, fitting.hardware)
         for warning in warnings:
             operation.warn(warning, f"twofold show {record.name}")
         if fitting.firmware != "bios":
