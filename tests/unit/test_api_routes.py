@@ -268,6 +268,19 @@ async def test_the_shapes_of_the_new_verbs_are_published(client: httpx.AsyncClie
     assert "patch" in shapes["paths"]["/v1/instances/{name}"]
 
 
+async def test_a_wrong_request_says_where_the_right_ones_are_described(
+    client: httpx.AsyncClient,
+) -> None:
+    for method, path, body in (
+        ("GET", "/v1/nothing", None),
+        ("PUT", "/v1/version", None),
+        ("POST", "/v1/instances", {"spec": {"image": 3}}),
+    ):
+        error = problem(await client.request(method, path, json=body))
+        assert error["hint"] == "the shapes are in GET /openapi.json"
+        assert error["details"] == {"shapes": "/openapi.json"}
+
+
 async def test_what_cannot_be_a_name_is_told_in_words(client: httpx.AsyncClient) -> None:
     await client.post("/v1/instances", json=RUN)
     for path, body, hint in (

@@ -182,3 +182,16 @@ def test_rm_by_force_names_only_what_it_removed(fake: FakeTwofold) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"web\n", b"")
     done = fake.run("--json", "rm", "-f", "nosuch", "web")
     assert (done.returncode, json.loads(done.stdout)) == (0, [{"name": "web"}])
+
+
+def test_of_a_request_that_the_command_wrote_wrongly_the_user_is_told_its_help(
+    fake: FakeTwofold,
+) -> None:
+    error = {"code": "invalid_input", "message": "pids: too small", "hint": "see GET /openapi.json"}
+    for details, hint in (({"shapes": "/openapi.json"}, "twofold {} --help"), ({}, "see GET")):
+        answer = reply({"error": {**error, "details": details}}, status=400)
+        for verb, method in (("rm", "DELETE"), ("show", "GET")):  # of several names, and of one
+            fake.replies[method, "/v1/instances/web"] = lambda answer=answer: iter([answer])
+            done = fake.run(verb, "web")
+            assert done.returncode == 125
+            assert hint.format(verb) in done.stderr.decode()

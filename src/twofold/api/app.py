@@ -38,7 +38,7 @@ def create_app(services: Services) -> FastAPI:
         description=DESCRIPTION,
         docs_url=None,
         redoc_url=None,
-        openapi_url="/openapi.json",
+        openapi_url=replies.SHAPES,
         # An empty name would be redirected to the list, and clients do not follow.
         redirect_slashes=False,
     )

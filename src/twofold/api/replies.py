@@ -25,6 +25,7 @@ from twofold.operations.operation import name_in_hint, unexpected
 T = TypeVar("T")
 
 NDJSON = "application/x-ndjson"
+SHAPES = "/openapi.json"  # where requests are described
 _VALUE_LIMIT = 120
 
 log = logging.getLogger("twofold.api")
@@ -138,9 +139,9 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path[:200]
     if error.status_code == 404:
-        ours: TwofoldError = NotFound(f"no such path {path!r}", hint="GET /openapi.json")
+        ours = _wrong_request(NotFound, f"no such path {path!r}")
     else:
-        ours = InvalidInput(f"{request.method} {path!r}: {error.detail}", hint="GET /openapi.json")
+        ours = _wrong_request(InvalidInput, f"{request.method} {path!r}: {error.detail}")
     return reply({"error": ours.to_dict()}, error.status_code)
 
 
@@ -148,7 +149,7 @@ async def on_bug(_: Request, error: Exception) -> Response:
     return error_reply(unexpected(error))
 
 
-def invalid_input(problems: list[Any]) -> InvalidInput:
+def invalid_input(problems: list[Any]) -> TwofoldError:
     """Pydantic's list of problems as one line: the first, with its field and value."""
     first = problems[0] if problems else {}
     location = [str(part) for part in first.get("loc", ()) if part not in ("body", "query")]
@@ -168,4 +169,9 @@ def invalid_input(problems: list[Any]) -> InvalidInput:
         message = f"{field} is missing{more}"
     elif first.get("type") == "json_invalid":
         message = f"the body is not JSON: {first.get('ctx', {}).get('error', text)}"
-    return InvalidInput(message, hint="the shapes are in GET /openapi.json")
+    return _wrong_request(InvalidInput, message)
+
+
+def _wrong_request(kind: type[TwofoldError], message: str) -> TwofoldError:
+    """Of who writes requests: a command that wrote this one has another hint for who typed it."""
+    return kind(message, hint=f"the shapes are in GET {SHAPES}", details={"shapes": SHAPES})

@@ -195,19 +195,15 @@ def _run(words: list[str], args: argparse.Namespace) -> int:
         return int(module.complete(rest))
     # Known before parsing, so that even a usage error obeys it.
     args.json = args.json or (not parser.words_before_rest and "--json" in rest)
-    try:
-        return int(module.run(parser.parse(rest, args)))
-    except TwofoldError as error:
-        if "GET /openapi.json" in error.hint:  # said to whoever writes requests
-            error.hint = f"twofold {verb} --help"
-        raise
+    args.verb = verb
+    return int(module.run(parser.parse(rest, args)))
 
 
 def run(words: list[str]) -> int:
     """Everything except leaving the process; returns the exit code."""
     import argparse
 
-    args = argparse.Namespace(root=None, json=False)
+    args = argparse.Namespace(root=None, json=False, verb="")
     try:
         code = _run(words, args)
         sys.stdout.flush()
@@ -216,7 +212,7 @@ def run(words: list[str]) -> int:
         from twofold.cli.output import show_error
 
         _flush_quietly()
-        show_error(error, as_json=args.json)
+        show_error(error, as_json=args.json, verb=args.verb)
         return error.exit_code
     except BrokenPipeError:
         return 141  # as if SIGPIPE had ended us: whoever read our output has gone

@@ -166,8 +166,10 @@ def port_words(ports: Sequence[dict[str, Any]]) -> list[str]:
     return words
 
 
-def show_error(error: TwofoldError, *, as_json: bool = False) -> None:
+def show_error(error: TwofoldError, *, as_json: bool = False, verb: str = "") -> None:
     """The one place where a failure is printed: once, on stderr."""
+    if verb and "shapes" in error.details:  # the request is wrong; the user wrote the command
+        error.hint = f"twofold {verb} --help"
     if as_json:
         text = json.dumps({"error": error.to_dict()}) + "\n"
     else:

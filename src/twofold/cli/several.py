@@ -67,7 +67,7 @@ def each(
             result = action(client, name, progress)
         except TwofoldError as error:
             progress.clear()
-            output.show_error(error, as_json=args.json)
+            output.show_error(error, as_json=args.json, verb=args.verb)
             first_failure = first_failure or error.exit_code
             if isinstance(error, Unavailable):
                 client.close()
