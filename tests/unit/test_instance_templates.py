@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 from test_instance_plans import PARTS, PLACE, ROOT, wish
 
-from twofold.errors import NoSpace
+from twofold.errors import InvalidInput, NoSpace
 from twofold.instance import templates
 from twofold.instance.collaborators import MachineParts
+from twofold.instance.forking import Copied
 from twofold.instance.place import ImageRoot
 from twofold.instance.record import Record
 from twofold.instance.templates import TemplateDesk
 from twofold.model.instance import InstanceSpec
 from twofold.model.paths import Paths
 from twofold.operations import Operation
-from twofold.storage.templates import TemplateStore
+from twofold.storage.templates import Opened, Template, TemplateStore
 
 VM = {"isolation": "vm"}
 
@@ -120,3 +121,55 @@ async def test_who_boots_from_cold_hears_why_each_time(
     later = "it is tried again in {} min; --cold asks for none"
     assert said == [(why, "df -h"), (why, later.format(9)), (why, later.format(1)), (why, "df -h")]
     assert not os.path.exists(tmp_path / "templates")
+
+
+def _open_descriptors() -> list[str]:
+    with os.scandir("/proc/self/fd") as found:
+        return sorted(entry.name for entry in found)
+
+
+def _no_plan(*_: object, birth: str, **__: object) -> None:
+    if birth != "template":
+        raise InvalidInput("no such machine")
+
+
+async def test_a_fork_that_cannot_be_planned_leaves_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = desk(tmp_path)
+    (tmp_path / "disk").write_bytes(b"disk")
+    template = Template(key="k", directory="", facts={}, shape={}, checksums={}, created_at=0.0)
+
+    async def ready(*_: object) -> Opened:
+        memory, state, data = (os.open(tmp_path / "disk", os.O_RDONLY) for _ in range(3))
+        return Opened(template=template, memory=memory, state=state, data_disk=data)
+
+    monkeypatch.setattr(house, "_ready", ready)
+    monkeypatch.setattr(house, "_frozen", lambda *_: None)
+    monkeypatch.setattr(templates, "_key", lambda *_: "k")
+    monkeypatch.setattr(templates.vm, "vm_plan", _no_plan)
+    record = Record(id="1" * 16, name="m", spec=wish(**VM), image_digest="sha256:1", id_base=0)
+    place = replace(PLACE, directory=str(tmp_path))
+    before = _open_descriptors()
+    with pytest.raises(InvalidInput):
+        await house.fork(record, ROOT, place, PARTS, Operation("run"))
+    assert (tmp_path / "data.img").read_bytes() == b"disk"  # it came as far as that
+    assert _open_descriptors() == before
+
+
+def test_a_copy_without_its_state_leaves_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Record(id="1" * 16, name="m", spec=wish(**VM), image_digest="sha256:1", id_base=0)
+    memory = os.memfd_create("memory")
+    try:
+        record.copied = Copied(memory_fd=memory, directory=str(tmp_path), mac="02:00:00:00:00:01")
+        before = _open_descriptors()
+        with pytest.raises(FileNotFoundError):
+            desk(tmp_path).fork_of_copy(record, ROOT, PLACE, PARTS)
+        monkeypatch.setattr(templates.vm, "vm_plan", _no_plan)
+        with pytest.raises(InvalidInput):
+            desk(tmp_path).fork_of_copy(record, ROOT, PLACE, PARTS)
+        assert _open_descriptors() == before
+    finally:
+        os.close(memory)

@@ -120,17 +120,23 @@ class TemplateDesk:
             operation.warn(f"booting from cold: {error}", hint or "twofold template list")
             return None
         os.close(opened.data_disk)
-        made = vm.vm_plan(
-            record.spec,
-            image,
-            record.allocation,
-            place,
-            parts=parts,
-            moment=vm.this_moment(),
-            birth="fork",
-            facts=opened.template.facts,
-        )
-        return Fork(plan=made, fds=(opened.memory, opened.state), template=key)
+        fds = (opened.memory, opened.state)
+        try:
+            made = vm.vm_plan(
+                record.spec,
+                image,
+                record.allocation,
+                place,
+                parts=parts,
+                moment=vm.this_moment(),
+                birth="fork",
+                facts=opened.template.facts,
+            )
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return Fork(plan=made, fds=fds, template=key)
 
     def _failed_lately(self, key: str, operation: Operation) -> bool:
         at, reason = self._failed.get(key, (-_RETRY_AFTER_S, ""))
@@ -149,7 +155,6 @@ class TemplateDesk:
     ) -> Fork:
         """The plan of a copy of a running machine (``record.copied``), whose disks are in place."""
         copied = record.copied
-        state = os.open(f"{copied.directory}/state", os.O_RDONLY | os.O_CLOEXEC)
         made = vm.vm_plan(
             record.spec,
             image,
@@ -160,7 +165,8 @@ class TemplateDesk:
             birth="copy",
             burned_in_mac=copied.mac,
         )
-        return Fork(plan=made, fds=(os.dup(copied.memory_fd), state), template="")
+        fds = with_state(os.dup(copied.memory_fd), f"{copied.directory}/state")
+        return Fork(plan=made, fds=fds, template="")
 
     async def _ready(
         self,
@@ -313,6 +319,15 @@ class TemplateDesk:
             birth="template",
         )
         return replace(made, stdio=plan.Stdio())
+
+
+def with_state(memory: int, path: str) -> tuple[int, int]:
+    """``memory`` and the devices' state that goes with it; closed when that cannot be opened."""
+    try:
+        return memory, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except BaseException:
+        os.close(memory)
+        raise
 
 
 def _key(made: plan.SandboxPlan, parts: MachineParts) -> str:

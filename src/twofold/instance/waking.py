@@ -16,7 +16,7 @@ from twofold.instance import vm
 from twofold.instance.collaborators import MachineParts
 from twofold.instance.place import ImageRoot, Place
 from twofold.instance.record import Record
-from twofold.instance.templates import Fork
+from twofold.instance.templates import Fork, with_state
 from twofold.model.instance import InstanceSpec
 from twofold.storage import moments
 from twofold.storage.moments import Moment
@@ -60,12 +60,7 @@ async def plan(
     guest = {**made.vm.guest, "same": moment.network == network}
     made = replace(made, vm=replace(made.vm, guest=guest))
     memory = await asyncio.to_thread(moments.load, moment)
-    try:
-        state = os.open(moment.state, os.O_RDONLY | os.O_CLOEXEC)
-    except BaseException:
-        os.close(memory)
-        raise
-    return Fork(plan=made, fds=(memory, state), template="")
+    return Fork(plan=made, fds=with_state(memory, moment.state), template="")
 
 
 def spec_of(spec: InstanceSpec, moment: Moment) -> InstanceSpec:
