@@ -24,6 +24,25 @@ while :; do
   sleep 0.2
 done
 """
+# Draws without a pause, and says how long it has run by then, which differs from copy to copy.
+DRAWER = """
+while :; do
+  read -r uuid </proc/sys/kernel/random/uuid; read -r ran </proc/self/schedstat; echo $uuid $ran
+done </dev/null >/dev/shm/drawn 2>&1
+"""
+
+
+def drawn_after_the_copy_by_both(one: str, other: str) -> list[str]:
+    """What two copies of a drawer drew alike when they no longer were one. Its last line before
+    the copy may have been half done."""
+    first, second = (
+        dict(line.split(" ", 1) for line in text.splitlines() if line.count(" ") == 3)
+        for text in (one, other)
+    )
+    assert min(len(first), len(second)) > 50, "it draws"
+    assert first.keys() & second.keys(), "it drew before the copy"
+    assert first.keys() ^ second.keys(), "it drew after the copy"
+    return [uuid for uuid in first.keys() & second.keys() if first[uuid] != second[uuid]][1:]
 
 
 def last_line(twofold: Runner, name: str, *, beyond: int = 0) -> list[str]:
@@ -60,9 +79,17 @@ def test_forks_go_on_from_that_moment(
     twofold(*run, "sh", "-c", WORKER, check=True)
     try:
         before = last_line(twofold, "parent", beyond=3)
+        twofold("exec", "parent", "setsid", "sh", "-c", f"({DRAWER}) &", check=True)
         forks = twofold("fork", "parent", "--count", "2", "--name", "child-{n}", check=True)
         assert forks.stdout.split() == [b"child-1", b"child-2"]
         assert standstill_s(twofold_root) < 0.9, "well under a second, beside other work"
+        drawn = [
+            twofold(
+                "exec", name, "sh", "-c", "pkill -f 'schedsta[t]'; cat /dev/shm/drawn", check=True
+            )
+            for name in ("child-1", "child-2", "parent")
+        ]
+        assert not drawn_after_the_copy_by_both(*(done.stdout.decode() for done in drawn[:2]))
         workers = {"parent": before, "child-1": [], "child-2": []}
         for name in workers:
             # The line a fork was printing when it was copied is still its parent's.

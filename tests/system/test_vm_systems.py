@@ -21,6 +21,8 @@ cat /etc/hostname
 cat /sys/class/net/eth0/address
 ip -4 -o addr show eth0 | awk '{print $4}'
 tail -n 1 /etc/hosts
+cat /proc/sys/kernel/random/uuid
+dbus-uuidgen --get
 """
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from twofold.guest import protocol
 from twofold.guest.hush import Hush
+from twofold.guest.processors import Processors
 from twofold.guest.session import Inlet, Outlet, Session
 
 WINDOW = 1000
@@ -109,3 +110,24 @@ def test_a_new_monitor_may_send_its_whole_window(pipe: tuple[int, int]) -> None:
         if frame[0] == protocol.CREDIT
     )
     assert granted == 2 * WINDOW, "each byte that was taken may be sent again, once"
+
+
+def test_nobody_runs_meanwhile() -> None:
+    class Held(Processors):
+        def hold(self, until: float) -> None:
+            self.held = True
+            assert until > time.monotonic()
+
+        def release(self) -> None:
+            self.held = False
+
+    hush = Hush(lambda frame: None, Held(by_network=False))
+    hush.begin(30)
+    assert hush.sleepless
+    assert hush.keeps(b"one")
+    hush.let_others_run()
+    assert not hush.sleepless
+    assert hush.keeps(b"two"), "but still nothing is said"
+    hush.begin(30)
+    hush.end()
+    assert not hush.sleepless

@@ -23,6 +23,7 @@ from twofold.guest.identity import DEFAULT_PATH, find_executable
 from twofold.guest.jsontext import dumps
 from twofold.guest.lean import deque, signal
 from twofold.guest.netport import NetPort
+from twofold.guest.processors import Processors
 from twofold.guest.session import Session, execute
 from twofold.guest.virtioport import VirtioPort
 from twofold.linux.process import close_descriptors
@@ -52,7 +53,7 @@ class Agent:
         self._parser = protocol.Parser()
         self._out: deque[bytes] = deque()
         self._out_at = 0
-        self._hush = Hush(self._transmit)
+        self._hush = Hush(self._transmit, Processors(by_network=isinstance(port, NetPort)))
         memory = memoryview(bytearray(4 * 65536))
         self._slots = [memory[at : at + 65536] for at in range(0, len(memory), 65536)]
         self._facts: dict[str, Any] = {}
@@ -77,6 +78,8 @@ class Agent:
                 if at:
                     left = max(0.0, at - time.monotonic())
                     timeout = left if timeout < 0 else min(left, timeout)
+            if self._hush.sleepless:
+                timeout = 0.0
             for fd, events in self._epoll.poll(timeout):
                 self._dispatch(fd, events)
             if self._late_at and time.monotonic() >= self._late_at:
@@ -277,9 +280,9 @@ class Agent:
             self._shut_down(protocol.decode_json(body))
         elif kind == protocol.PING:
             wish = protocol.decode_json(body)
-            self._transmit(protocol.encode(protocol.PONG, 0, bytes(body)))
             if "hush_s" in wish:
                 self._hush.begin(float(wish["hush_s"]))
+            self._transmit(protocol.encode(protocol.PONG, 0, bytes(body)))
         elif kind == protocol.HELLO:
             self._say_hello()
         else:
@@ -329,10 +332,12 @@ class Agent:
 
     def _renew(self, config: dict[str, Any]) -> None:
         """We are a copy of a machine that ran: become another one, or the same again."""
+        warnings: list[str] = []
+        configure.set_identity(config, warnings)
+        self._hush.let_others_run()  # and not before they draw other random numbers
         for number, session in list(self._sessions.items()):
             if number != protocol.PAYLOAD_SESSION:
                 session.hang_up()  # its client is the parent's
-        warnings: list[str] = []
         try:
             renew.apply(config, self._port.dial, warnings=warnings)
         except (OSError, configure.ConfigError) as error:
@@ -343,7 +348,8 @@ class Agent:
         payload = self._sessions.get(protocol.PAYLOAD_SESSION)
         if payload:
             payload.start_anew(self._hush.kept)
-        body = {"warnings": [warning[:500] for warning in warnings[:50]]}
+        after_copy = renew.wants_after_copy(warnings)
+        body = {"warnings": [warning[:500] for warning in warnings[:50]], "after_copy": after_copy}
         self._transmit(protocol.encode_json(protocol.RENEWED, 0, body))
         self._hush.end()
 

@@ -21,8 +21,10 @@ of this shape and answers PREPARED (or ERROR). So a template is frozen; its fork
 of a machine that runs gets RENEW, another identity, and answers RENEWED; its payload goes on.
 A machine that was put to sleep gets RENEW, too, and stays who it is.
 
-PING with ``{"hush_s": N}`` is answered, and then nothing is said until a PING with 0, RENEW, or N
-seconds have passed: so no frame is half-said when a machine is copied.
+PING with ``{"hush_s": N}`` is answered, and then nothing is said, and no program runs, until a PING
+with 0, RENEW, or N seconds have passed: so no frame is half-said when a machine is copied, and
+nothing is drawn twice. RENEWED tells of a program to be run before others hear of the machine:
+``{"after_copy": true}``.
 
 The parser refuses what it does not know. The guest is hostile: nothing here allocates more than
 a frame before its header was checked.

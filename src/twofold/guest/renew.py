@@ -14,6 +14,7 @@ parent does. What can be lived without becomes a warning.
 from __future__ import annotations
 
 import os
+import stat
 
 from twofold.guest import configure, program
 from twofold.guest.boot import read_text
@@ -33,6 +34,7 @@ _JOURNALS = ("/run/log/journal", "/var/log/journal")
 _RANDOM_SEED = "/var/lib/systemd/random-seed"
 _SSH = "/etc/ssh"
 _SSH_UNITS = ("ssh.service", "sshd.service", "ssh.socket", "sshd.socket")
+AFTER_COPY = "/etc/twofold/after-copy"  # the image's own; the host has it run, as a payload is run
 _RETIRED = "/run/twofold-retired"  # units that a fork starts when it has keys of its own
 # In the background: keys take seconds under emulation, and nobody waits for them. The quick one
 # first, so that whoever connects is soon let in.
@@ -82,8 +84,8 @@ def retire() -> None:
 
 
 def apply(config: dict[str, Any], dial: configure.Dial, *, warnings: list[str]) -> None:
-    """Take the identity in ``config``. Raises ConfigError when the network cannot be had."""
-    configure.set_identity(config, warnings)
+    """Take the rest of the identity in ``config``: clock, randomness and name have been set.
+    Raises ConfigError when the network cannot be had."""
     if config.get("same"):
         return
     fork = config.get("birth") == "fork"
@@ -116,6 +118,18 @@ def apply(config: dict[str, Any], dial: configure.Dial, *, warnings: list[str]) 
         words.append(_NEW_KEYS.format(start=""))
     if words:
         _in_background("; ".join(words))
+
+
+def wants_after_copy(warnings: list[str]) -> bool:
+    """Whether there is something of the image's own to be run now, by root and nobody else."""
+    try:
+        status = os.stat(AFTER_COPY)
+    except OSError:
+        return False
+    if stat.S_ISREG(status.st_mode) and status.st_uid == 0 and status.st_mode & 0o122 == 0o100:
+        return True
+    warnings.append(f"{AFTER_COPY} is not run: it is no program of root's, writable by root alone")
+    return False
 
 
 def _replace(path: str, content: str, warnings: list[str]) -> None:

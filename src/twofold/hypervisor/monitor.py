@@ -166,6 +166,8 @@ class Monitor(Watcher):
                 running=self.started,
                 frozen=self._frozen,
                 failed=self._guest_failed,
+                run=self._run_beside,
+                forget=self.forget,
             ),
             link=self._link,
             loop=self.loop,
@@ -449,6 +451,17 @@ class Monitor(Watcher):
             raise Unavailable(f"the guest takes no commands: {reason}", hint="twofold list")
         if len(self._sessions) >= _SESSION_LIMIT:
             raise Unavailable(f"{_SESSION_LIMIT} sessions run in this guest already")
+        return self._open_session(watcher, request, stdio)
+
+    def _run_beside(self, watcher: Watcher, request: dict[str, Any]) -> Session:
+        """Its output goes where the payload's goes."""
+        return self._open_session(
+            watcher, request, (-1, os.dup(self._stdio[1]), os.dup(self._stdio[2]))
+        )
+
+    def _open_session(
+        self, watcher: Watcher, request: dict[str, Any], stdio: tuple[int, int, int]
+    ) -> Session:
         number, self._next_session = self._next_session, self._next_session + 1
         frame = open_frame(number, request)
         session = GuestProcess(self._link, number, stdio, watcher=watcher, post=self.loop.post)

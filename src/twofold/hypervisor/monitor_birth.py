@@ -18,6 +18,8 @@ from typing import Any
 
 from twofold.errors import InvalidInput, TwofoldError
 from twofold.guest import protocol
+from twofold.hypervisor import monitor_after_copy
+from twofold.hypervisor.monitor_after_copy import AfterCopy
 from twofold.hypervisor.monitor_control import InnerControl, freeze, wake
 from twofold.hypervisor.monitor_link import Link
 from twofold.hypervisor.monitor_loop import Loop
@@ -45,6 +47,8 @@ class Events:
     running: Callable[[GuestProcess], None]
     frozen: Callable[[], None]
     failed: Callable[[str], None]
+    run: Callable[[Watcher, dict[str, Any]], Session]
+    forget: Callable[[Session], None]
 
 
 class Birth:
@@ -136,17 +140,38 @@ class Birth:
             if not (self.renews or self.kind == "fork"):
                 raise protocol.ProtocolError("renewed, and was not asked to be")
             self._take_warnings(body)
-            self._events.running(self._payload)
+            if protocol.decode_json(body).get("after_copy") is True:
+                self._run_after_copy()
+            else:
+                self._events.running(self._payload)
         elif kind == protocol.CONFIGURED:
             self._take_warnings(body)
         elif kind == protocol.ERROR:
             self._events.failed(error_of_guest(body).message)
         elif kind == protocol.PONG:
             held, self._on_held = self._on_held, None
-            if held is not None:
+            if self._freezer:
+                self._freezer.hushed()
+            elif held is not None:
                 held()
         else:
             raise protocol.ProtocolError(f"frame of type {kind} on the link")
+
+    def _run_after_copy(self) -> None:
+        process = dict(self._guest.get("process") or {})
+        watcher = AfterCopy(
+            self._after_copy_ended, forget=self._events.forget, post=self._loop.post
+        )
+        self._events.run(watcher, monitor_after_copy.request(process, self.kind))
+
+    def _after_copy_ended(self, trouble: str) -> None:
+        if trouble and self.kind != "resume":
+            self._events.failed(f"it would share secrets with what it is a copy of: {trouble}")
+            return
+        if trouble:
+            self.warnings.append(trouble)
+        assert self._payload is not None
+        self._events.running(self._payload)
 
     def _is_done(self, what: str) -> bool:
         """Whether the guest has said so before: it may do so once."""
@@ -229,6 +254,7 @@ class Freezer(Watcher):
         self._number = protocol.PAYLOAD_SESSION
         self._warm_ups = 0
         self._settling = False
+        self._hushed: Callable[[], None] | None = None
         self.session: GuestProcess | None = None
 
     def prepare(self) -> None:
@@ -299,5 +325,15 @@ class Freezer(Watcher):
             timer.daemon = True
             timer.start()
 
+    def hushed(self) -> None:
+        """The agent holds all the processors."""
+        hushed, self._hushed = self._hushed, None
+        if hushed is not None:
+            hushed()
+
     def _freeze(self) -> None:
-        freeze(self._control, self._state_fd)
+        if self._system:  # nothing in a fork of it may run before it is told who it is
+            self._hushed = lambda: freeze(self._control, self._state_fd)
+            self._link.send(protocol.encode_json(protocol.PING, 0, {"hush_s": _HUSH_S}))
+        else:
+            freeze(self._control, self._state_fd)

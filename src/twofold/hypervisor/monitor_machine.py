@@ -136,4 +136,12 @@ def _nobody(*_: object) -> Any:
     raise AssertionError("no agent speaks here")
 
 
-_NOBODY = Events(new_payload=_nobody, born=_nobody, running=_nobody, frozen=_nobody, failed=_nobody)
+_NOBODY = Events(
+    new_payload=_nobody,
+    born=_nobody,
+    running=_nobody,
+    frozen=_nobody,
+    failed=_nobody,
+    run=_nobody,
+    forget=_nobody,
+)

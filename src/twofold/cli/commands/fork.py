@@ -20,7 +20,8 @@ EXAMPLES = (
 DESCRIPTION = (
     "A virtual machine is copied with its memory: the forks go on from that very moment, each "
     "with its own name, address and random numbers. Of a container the files are copied, and its "
-    "command starts anew. Published ports stay with the parent."
+    "command starts anew. Published ports stay with the parent. Programs that have a random "
+    "generator of their own (TLS servers) share its state: /etc/twofold/after-copy restarts them."
 )
 
 

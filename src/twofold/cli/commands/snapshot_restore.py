@@ -19,8 +19,9 @@ EXAMPLES = (
 DESCRIPTION = """\
 What the instance is now is lost: take a snapshot first. If it runs it is stopped, and started
 again. From a snapshot with memory it goes on at that very moment; with --no-start it is left
-suspended there. The snapshot stays and can be restored again. All of it happens or nothing: if the
-copy cannot be made, the instance runs on as it was."""
+suspended there. The snapshot stays and can be restored again; programs that have a random generator
+of their own (TLS servers) draw the same then, unless /etc/twofold/after-copy restarts them. All of
+it happens or nothing: if the copy cannot be made, the instance runs on as it was."""
 
 
 def configure(parser: Parser) -> None:
