@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_house import FakeHouse
 
-from twofold.errors import Conflict, InvalidInput, NotFound, TwofoldError, Unsupported
+from twofold.errors import Conflict, InvalidInput, NoSpace, NotFound, TwofoldError, Unsupported
 from twofold.hypervisor import places
 from twofold.instance import attachments, own_os, plugging, vm
 from twofold.instance.record import Record
 from twofold.model.instance import DiskWish, InstanceSpec, Isolation, State, Volume
+from twofold.model.plugging import PlugWish
+from twofold.operations import Operation
 
 SIZE = 1 << 20
 
@@ -133,3 +136,22 @@ def test_exactly_one_thing_at_a_time() -> None:
     for wishes in ((None, None), ("a", 1)):
         with pytest.raises(TwofoldError, match="exactly one"):
             plugging._exactly_one(*wishes)
+
+
+async def test_what_could_not_be_written_down_is_not_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        spec = InstanceSpec(image="alpine", command=["sleep"], name="web")
+        record = await house.manager.creation.run(spec, Operation("run"))
+        before = record.facts
+
+        async def full(*_: object) -> None:
+            raise NoSpace("no space left for the database", hint="df -h")
+
+        monkeypatch.setattr(house.store, "update_instance", full)
+        wish = PlugWish(volume=Volume(source=str(tmp_path), target="/data"))
+        with pytest.raises(NoSpace):
+            await house.manager.plugging.plug(record, wish, Operation("plug"))
+        assert record.facts == before
+        assert "mount" not in house.keeper.calls

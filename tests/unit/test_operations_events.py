@@ -1,11 +1,12 @@
 """Operations: order of events, progress from threads, cancel, slow watchers."""
 
 import asyncio
+import errno
 from typing import Any
 
 import pytest
 
-from twofold.errors import Conflict, NotFound, TwofoldError
+from twofold.errors import Conflict, NoSpace, NotFound, TwofoldError
 from twofold.operations import Operation, Operations, TaskScope
 
 
@@ -63,6 +64,18 @@ async def test_errors_cross_as_themselves_and_unknown_ones_in_one_line() -> None
             await operation.wait()
     assert operation.error is not None
     assert "\n" not in operation.error["message"]
+
+
+@pytest.mark.parametrize("path", ["/data/x", None])
+async def test_a_full_disk_is_said_as_what_it_is(path: str | None) -> None:
+    async def full(op: Operation) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    async with TaskScope() as scope:
+        with pytest.raises(NoSpace, match="no space left on the disk") as caught:
+            await Operations(scope).start("x", full).wait()
+    assert (path or "disk") in caught.value.message
+    assert caught.value.hint == "df -h"
 
 
 async def test_progress_from_a_thread_reaches_the_watcher() -> None:

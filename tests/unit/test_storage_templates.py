@@ -16,7 +16,14 @@ from twofold.storage.templates import Opened, Template, TemplateStore, wipe
 PAGE = b"frozen memory   " * 256
 
 
-def make(store: TemplateStore, key: str, *, pages: int = 4, size_bytes: int = 1 << 20) -> Template:
+def make(
+    store: TemplateStore,
+    key: str,
+    *,
+    pages: int = 4,
+    size_bytes: int = 1 << 20,
+    image: str = "sha256:a1",
+) -> Template:
     scratch = Path(store.begin(key))
     (scratch / "state").write_bytes(b"devices")
     with open(scratch / "data.img", "wb") as file:
@@ -27,7 +34,8 @@ def make(store: TemplateStore, key: str, *, pages: int = 4, size_bytes: int = 1 
     os.ftruncate(memory, size_bytes)
     for number in range(pages):
         os.pwrite(memory, PAGE, number * 65536)
-    return store.keep(key, memory, facts={"window": 4096}, shape={"image": "alpine"})
+    shape = {"image": "alpine", "image_digest": image}
+    return store.keep(key, memory, facts={"window": 4096}, shape=shape)
 
 
 @contextmanager
@@ -185,6 +193,16 @@ def test_the_least_used_go_first(tmp_path: Path) -> None:
     small = TemplateStore(str(tmp_path), limit_bytes=size + size // 2)
     small.evict()
     assert [item.key for item in small.list()] == ["aa00"]
+
+
+def test_those_of_images_that_are_gone_go(store: TemplateStore) -> None:
+    make(store, "aa00")
+    make(store, "bb00", image="sha256:b2")
+    with opened(store, "bb00") as one:
+        store.retain({"sha256:a1"})
+        assert os.pread(one.memory, len(PAGE), 0) == PAGE, "who forks it just now keeps it"
+    assert [template.key for template in store.list()] == ["aa00"]
+    assert not store.is_loaded("bb00")
 
 
 def test_remove_by_a_unique_beginning(store: TemplateStore) -> None:

@@ -357,9 +357,14 @@ class Plugging:
         await self._rooms.records.save(record, facts=facts, **_network(record))
 
     async def _begin(self, record: Record, intent: dict[str, Any], words: str) -> None:
-        facts = {**record.facts, "plugging": {**intent, "words": words}}
+        before = record.facts
+        facts = {**before, "plugging": {**intent, "words": words}}
         facts["hotplugged"] = attachments.in_words(facts)
-        await self._rooms.records.save(record, facts=facts)
+        try:
+            await self._rooms.records.save(record, facts=facts)
+        except BaseException:  # a full disk, or who asked for it has left: nothing is under way
+            self._rooms.records.save(record, facts=before)
+            raise
 
     async def _done(self, record: Record, spec: InstanceSpec, **now: Any) -> None:
         facts = {name: item for name, item in record.facts.items() if name != "plugging"}

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from twofold.instance.place import Allocation, ImageRoot, Place
 from twofold.instance.record import Record, Records
 from twofold.instance.trees import remove_tree
 from twofold.model import template as model
+from twofold.model.image import Image
 from twofold.model.instance import InstanceSpec, Volume
 from twofold.model.paths import Paths
 from twofold.operations import Operation, TaskScope
@@ -77,6 +79,10 @@ class TemplateDesk:
     async def find(self, key: str) -> model.Template:
         """By key or its unique beginning. Raises NotFound."""
         return self._shown(await asyncio.to_thread(self.store.pick, key))
+
+    async def retain(self, images: Iterable[Image]) -> None:
+        """Remove the templates of all other images: nobody can start one of these again."""
+        await asyncio.to_thread(self.store.retain, {image.digest for image in images})
 
     def _shown(self, template: Template) -> model.Template:
         return model.Template(

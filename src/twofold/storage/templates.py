@@ -20,6 +20,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -269,6 +270,13 @@ class TemplateStore:
         with self._lock:
             self._remove(template.key)
         return size
+
+    def retain(self, images: Collection[str]) -> None:
+        """Remove those that are made of none of these images (digests)."""
+        for template in self.list():
+            if template.shape.get("image_digest") not in images:
+                with self._lock:
+                    self._remove(template.key)
 
     def evict(self, *, spare: str = "") -> None:
         """Remove the least used until all together are within the limit, and what is none."""

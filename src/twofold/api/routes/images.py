@@ -111,5 +111,7 @@ async def verify_image(request: Request, name: str) -> Response:
 
 @router.delete("/images/{name:path}", status_code=204, summary="Remove an image")
 async def remove_image(request: Request, name: str, force: bool = False) -> Response:
-    await services(request).images.remove(name, force=force)
+    house = services(request)
+    await house.images.remove(name, force=force)
+    await house.instances.templates.retain(await house.images.select())
     return Response(status_code=204)
