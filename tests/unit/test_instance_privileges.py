@@ -9,7 +9,12 @@ import pytest
 
 from twofold.errors import InvalidInput
 from twofold.instance import privileges
-from twofold.instance.process import CAPABILITIES, exec_process, main_process
+from twofold.instance.process import (
+    CAPABILITIES,
+    exec_process,
+    main_process,
+    stop_timeout_s,
+)
 from twofold.linux import capabilities
 from twofold.model.image import ImageConfig
 from twofold.model.instance import Device, InstanceSpec, Isolation, Tmpfs, Volume
@@ -111,6 +116,7 @@ def test_a_machine_loses_what_is_dropped_and_nothing_else(
     assert (None if main.capabilities is None else set(main.capabilities)) == expected
     assert exec_process(main, ["true"]).capabilities == main.capabilities
     assert privileges.weakened(machine) == []
+    assert stop_timeout_s(machine) > stop_timeout_s(spec(isolation=Isolation.VM))
     # An application there, and an init in a container, hold what they did.
     for other in (
         spec(isolation=Isolation.VM, cap_add=add, cap_drop=drop),

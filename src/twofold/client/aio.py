@@ -226,11 +226,11 @@ class AsyncBox:
     async def start(self, *, on_event: OnEvent | None = None) -> Instance:
         return self._take(await self._twofold._operate("POST", self._at("start"), {}, on_event))
 
-    async def stop(self, *, timeout_s: float = 10.0, discard: bool = False) -> Instance:
+    async def stop(self, *, timeout_s: float | None = None, discard: bool = False) -> Instance:
         body = {"timeout_s": timeout_s, "discard": discard}
         return self._take(await self._twofold._operate("POST", self._at("stop"), body, None))
 
-    async def restart(self, *, timeout_s: float = 10.0) -> Instance:
+    async def restart(self, *, timeout_s: float | None = None) -> Instance:
         body = {"timeout_s": timeout_s}
         return self._take(await self._twofold._operate("POST", self._at("restart"), body, None))
 

@@ -245,12 +245,15 @@ class Box:
     def start(self, *, on_event: OnEvent | None = None) -> Instance:
         return self._take(self._twofold._operate("POST", self._at("start"), {}, on_event))
 
-    def stop(self, *, timeout_s: float = 10.0, discard: bool = False) -> Instance:
-        """``discard`` gives up the memory of one that is suspended."""
+    def stop(self, *, timeout_s: float | None = None, discard: bool = False) -> Instance:
+        """``timeout_s``: before it is killed; None: 10, or 60 for a machine with an init.
+
+        ``discard`` gives up the memory of one that is suspended.
+        """
         body = {"timeout_s": timeout_s, "discard": discard}
         return self._take(self._twofold._operate("POST", self._at("stop"), body, None))
 
-    def restart(self, *, timeout_s: float = 10.0) -> Instance:
+    def restart(self, *, timeout_s: float | None = None) -> Instance:
         body = {"timeout_s": timeout_s}
         return self._take(self._twofold._operate("POST", self._at("restart"), body, None))
 

@@ -20,7 +20,7 @@ from twofold.hypervisor import standstill
 from twofold.instance import restart_policy, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.place import ImageRoot, Place, hostname_of
-from twofold.instance.process import main_process, signal_name
+from twofold.instance.process import main_process, signal_name, stop_timeout_s
 from twofold.instance.record import Record, now
 from twofold.instance.trees import remove_tree
 from twofold.instance.walls import Planned, Wall, word_of
@@ -306,8 +306,12 @@ class Lifecycle:
 
     # -- verbs --------------------------------------------------------------------------------
 
-    async def stop(self, record: Record, operation: Operation, *, timeout_s: float = 10.0) -> None:
+    async def stop(
+        self, record: Record, operation: Operation, *, timeout_s: float | None = None
+    ) -> None:
         """The payload's own stop signal; after ``timeout_s`` the kernel's."""
+        if timeout_s is None:
+            timeout_s = stop_timeout_s(record.spec)
         timeout_s = min(max(0.0, timeout_s), MAX_STOP_TIMEOUT_S)
         async with record.lock:
             record.refuse_removed()

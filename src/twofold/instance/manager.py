@@ -79,7 +79,9 @@ class InstanceManager:
             users.setdefault(record.image_digest, []).append(record.name)
         return users
 
-    async def restart(self, record: Record, operation: Operation, *, timeout_s: float) -> None:
+    async def restart(
+        self, record: Record, operation: Operation, *, timeout_s: float | None = None
+    ) -> None:
         if record.state is State.SUSPENDED:
             states.check("restart", record.state, record.name)
         if record.active:

@@ -120,6 +120,12 @@ def stop_signal(spec: InstanceSpec, config: ImageConfig) -> str:
         return "SIGTERM"  # the image's nonsense is not the user's fault
 
 
+def stop_timeout_s(spec: InstanceSpec) -> float:
+    """How long it may take where nobody says. A machine that is cut off has to repair its disk,
+    and its init, emulated on a busy host, ends services and unmounts for 15 seconds."""
+    return 60.0 if privileges.is_machine(spec) else 10.0
+
+
 def main_process(spec: InstanceSpec, config: ImageConfig, hostname: str) -> Process:
     """PID 1's work in a container, or the guest's payload behind the VM wall."""
     own = [*spec.env]

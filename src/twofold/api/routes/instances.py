@@ -37,7 +37,12 @@ class StartRequest(Strict):
 
 
 class StopRequest(Strict):
-    timeout_s: float = Field(default=10.0, ge=0, le=3600)
+    timeout_s: float | None = Field(
+        default=None,
+        ge=0,
+        le=3600,
+        description="before it is killed; null: 10, and 60 for a virtual machine with `system`",
+    )
     discard: bool = Field(
         default=False, description="give up the memory of a suspended machine; stops nothing else"
     )

@@ -26,9 +26,9 @@ def configure(parser: Parser) -> None:
         "--time",
         dest="timeout",
         type=arguments.seconds,
-        default=10.0,
         metavar="SECONDS",
-        help="how long to wait before killing; default: 10",
+        help="how long to wait before killing; default: 10, and 60 for virtual machines with "
+        "--system",
     )
     parser.add_argument(
         "--discard",
