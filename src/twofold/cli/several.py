@@ -6,7 +6,7 @@ from the daemon.
 
 from __future__ import annotations
 
-from twofold.cli import output
+from twofold.cli import arguments, output
 from twofold.cli.arguments import Parser, UsageError
 from twofold.cli.progress import Progress
 from twofold.client.transport import Client, url
@@ -37,6 +37,24 @@ def configure(parser: Parser, *, everything: str = "", short: tuple[str, ...] = 
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="draw no progress, print no names"
     )
+
+
+def add_timeout(parser: Parser) -> None:
+    parser.add_argument(
+        "-t",
+        "--timeout",
+        "--time",
+        dest="timeout",
+        type=arguments.seconds,
+        metavar="SECONDS",
+        help="how long to wait before killing; default: 10, and 60 for virtual machines with "
+        "--system",
+    )
+
+
+def timeout_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What a request says of it: nothing where nobody does."""
+    return {} if args.timeout is None else {"timeout_s": args.timeout}
 
 
 def names(client: Client, args: argparse.Namespace, *, states: tuple[str, ...] = ()) -> list[str]:

@@ -27,6 +27,7 @@ from twofold.client.shapes import (
     plug_body,
     spec_body,
     split_log,
+    timeout_body,
     unplug_body,
 )
 from twofold.model.exposure import Exposure
@@ -227,11 +228,11 @@ class AsyncBox:
         return self._take(await self._twofold._operate("POST", self._at("start"), {}, on_event))
 
     async def stop(self, *, timeout_s: float | None = None, discard: bool = False) -> Instance:
-        body = {"timeout_s": timeout_s, "discard": discard}
+        body = {**timeout_body(timeout_s), "discard": discard}
         return self._take(await self._twofold._operate("POST", self._at("stop"), body, None))
 
     async def restart(self, *, timeout_s: float | None = None) -> Instance:
-        body = {"timeout_s": timeout_s}
+        body = timeout_body(timeout_s)
         return self._take(await self._twofold._operate("POST", self._at("restart"), body, None))
 
     async def fork(

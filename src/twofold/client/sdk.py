@@ -39,6 +39,7 @@ from twofold.client.shapes import (
     plug_body,
     spec_body,
     split_log,
+    timeout_body,
     unplug_body,
 )
 from twofold.model.exposure import Exposure
@@ -250,11 +251,11 @@ class Box:
 
         ``discard`` gives up the memory of one that is suspended.
         """
-        body = {"timeout_s": timeout_s, "discard": discard}
+        body = {**timeout_body(timeout_s), "discard": discard}
         return self._take(self._twofold._operate("POST", self._at("stop"), body, None))
 
     def restart(self, *, timeout_s: float | None = None) -> Instance:
-        body = {"timeout_s": timeout_s}
+        body = timeout_body(timeout_s)
         return self._take(self._twofold._operate("POST", self._at("restart"), body, None))
 
     def fork(

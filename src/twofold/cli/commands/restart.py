@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twofold.cli import arguments, several
+from twofold.cli import several
 from twofold.cli.arguments import Parser
 from twofold.client.transport import url
 
@@ -15,16 +15,7 @@ EXAMPLES = ("twofold restart web", "twofold restart -t 0 web db")
 
 def configure(parser: Parser) -> None:
     several.configure(parser, everything="restart every running instance")
-    parser.add_argument(
-        "-t",
-        "--timeout",
-        "--time",
-        dest="timeout",
-        type=arguments.seconds,
-        metavar="SECONDS",
-        help="how long to wait before killing; default: 10, and 60 for virtual machines with "
-        "--system",
-    )
+    several.add_timeout(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
             progress,
             "POST",
             url("instances", name, "restart"),
-            body={"timeout_s": args.timeout},
+            body=several.timeout_of(args),
         ),
         states=("running", "paused"),
     )

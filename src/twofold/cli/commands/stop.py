@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twofold.cli import arguments, several
+from twofold.cli import several
 from twofold.cli.arguments import Parser
 from twofold.client.transport import url
 
@@ -20,16 +20,7 @@ def configure(parser: Parser) -> None:
     several.configure(
         parser, everything="stop every running instance; with --discard all suspended"
     )
-    parser.add_argument(
-        "-t",
-        "--timeout",
-        "--time",
-        dest="timeout",
-        type=arguments.seconds,
-        metavar="SECONDS",
-        help="how long to wait before killing; default: 10, and 60 for virtual machines with "
-        "--system",
-    )
+    several.add_timeout(parser)
     parser.add_argument(
         "--discard",
         action="store_true",
@@ -45,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
             progress,
             "POST",
             url("instances", name, "stop"),
-            body={"timeout_s": args.timeout, "discard": args.discard},
+            body={**several.timeout_of(args), "discard": args.discard},
         ),
         states=("suspended",) if args.discard else ("starting", "running", "paused"),
     )
