@@ -149,15 +149,41 @@ async def test_a_fork_is_none_before_it_has_all_files(
     parent: FakeHouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A daemon that dies while they are copied leaves no instance that looks like a fork."""
-    copy_tree, seen = ownership.copy_tree, []
+    seen = []
 
-    def look(source: str, target: str) -> None:
-        copy_tree(source, target)
-        seen.append(sorted(os.listdir(os.path.dirname(target))))
+    def look(tree: str, _: int) -> None:
+        seen.append(sorted(os.listdir(os.path.dirname(tree))))
 
-    monkeypatch.setattr(ownership, "copy_tree", look)
+    monkeypatch.setattr(ownership, "shift", look)
     web = parent.manager.find("web")
-    (fork,) = await parent.manager.forks.fork(web, Operation("fork"), count=1, pattern="x")
+    forks = await parent.manager.forks.fork(web, Operation("fork"), count=2, pattern="x")
     assert len(seen) == 2
-    assert "spec.json" not in seen[1]
-    assert "spec.json" in os.listdir(parent.paths.instance_dir(fork.id))
+    for files, fork in zip(seen, forks, strict=True):
+        assert "upper" in files
+        assert "spec.json" not in files
+        assert "spec.json" in os.listdir(parent.paths.instance_dir(fork.id))
+
+
+async def test_files_are_copied_once_for_each_fork(
+    parent: FakeHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the parent stands still, for all of them; the last one takes what was copied then."""
+    copy_tree, copied = ownership.copy_tree, []
+
+    def count(source: str, target: str) -> None:
+        copied.append(target)
+        copy_tree(source, target)
+
+    monkeypatch.setattr(ownership, "copy_tree", count)
+    web = parent.manager.find("web")
+    upper = Path(parent.paths.instance_dir(web.id)) / "upper"
+    (upper / "file").write_text("written")
+    for number in (1, 3):
+        copied.clear()
+        forks = await parent.manager.forks.fork(web, Operation("fork"), count=number, pattern=None)
+        assert len(copied) == number
+        for fork in forks:
+            has = Path(parent.paths.instance_dir(fork.id)) / "upper"
+            assert [one.name for one in has.iterdir()] == ["file"]
+            assert (has / "file").read_text() == "written"
+    assert (upper / "file").read_text() == "written"

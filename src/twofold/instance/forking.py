@@ -83,7 +83,7 @@ class Forks:
         born: list[Record] = []
 
         def furnish(record: Record) -> None:
-            self._furnish(record, parent, scratch)
+            self._furnish(record, parent, scratch, last=record.name == chosen[-1])
 
         try:
             for name in chosen:
@@ -198,17 +198,18 @@ class Forks:
                 hint="df -h",
             ) from error
 
-    def _furnish(self, record: Record, parent: Record, scratch: str) -> None:
+    def _furnish(self, record: Record, parent: Record, scratch: str, *, last: bool) -> None:
         """Give a new machine the disks, a new container the files of the parent, owned by its own
-        range of ids."""
+        range of ids: a copy of what is in ``scratch``, the ``last`` one that itself."""
         target = self._rooms.paths.instance_dir(record.id)
         if record.is_vm:
+            give = os.rename if last else disk.copy
             for name in snapshots.content(scratch):
-                disk.copy(f"{scratch}/{name}", f"{target}/{name}")
+                give(f"{scratch}/{name}", f"{target}/{name}")
             return
         upper = f"{target}/upper"
         shutil.rmtree(upper)
-        ownership.copy_tree(f"{scratch}/upper", upper)
+        (os.rename if last else ownership.copy_tree)(f"{scratch}/upper", upper)
         ownership.shift(upper, record.id_base - parent.id_base)
 
 
