@@ -129,7 +129,7 @@ class Create(Change):
         if found is None:
             self.act(life)
         elif done:
-            assert found.data.state == "running"
+            assert found.data.state == "running" or self.may_die
         life.awake().remove(force=True)
 
 
@@ -145,7 +145,7 @@ class Fork(Change):
             born = [one for one in life.instances() if one.name != NAME]
             assert len(born) == 2 if done or again else len(born) <= 2
             for one in born:
-                assert one.state == "running" or not (done or again)
+                assert one.state == "running" or self.may_die or not (done or again)
                 assert sh(life.awake(one.name), "cat /one /two").split() == ["now", "now"], one
                 life.client.instance(one.name).remove(force=True)
             if not again:
@@ -190,7 +190,7 @@ class Restore(Change):
         life.worker.restore("kept")
 
     def check(self, life: Life, done: bool) -> None:
-        assert life.worker.data.state == "running" or not done
+        assert life.worker.data.state == "running" or self.may_die or not done
         for again in (False, True):
             words = sh(life.awake(), "cat /one /two").split()
             assert words == ["then", "then"] or (words == ["now", "now"] and not (done or again))
@@ -240,8 +240,8 @@ class Sleep(Change):
 
     def check(self, life: Life, done: bool) -> None:
         state = life.worker.data.state
-        lost = self.may_die and not done and state == "stopped"
-        assert state == self.then if done else lost or state in ("running", "suspended")
+        lost = self.may_die and state == "stopped"
+        assert lost or state in ((self.then,) if done else ("running", "suspended"))
         assert sh(life.awake(), "cat /one") == "now"
         assert lost or sh(life.worker, "cat /dev/shm/word") == "now"
         self.ready(life)

@@ -27,7 +27,7 @@ from twofold.runtime.loop import READ
 from twofold.runtime.mortal import Ending, Mortal
 from twofold.runtime.parts import Parts
 from twofold.runtime.plan import Mount, Process, SandboxPlan
-from twofold.runtime.sandbox import Sandbox
+from twofold.runtime.sandbox import DIED_HINT, Sandbox
 from twofold.runtime.session import Session
 from twofold.runtime.visitor import GuestSession, JoinedProcess
 
@@ -402,7 +402,8 @@ class Entry:
         self.ended_at = now()
         was, self.state = self.state, "ended"
         if was in ("creating", "created", "starting"):
-            self._resolve(RuntimeFailed(f"the sandbox died while {was} ({self._how()})"))
+            hint = "a larger --memory" if self.oom_killed else DIED_HINT
+            self._resolve(RuntimeFailed(f"the sandbox died while {was} ({self._how()})", hint=hint))
         self.main.ended(self.exit_code if self.exit_code is not None else 125)
         if self.main.log is not None:
             self.main.log.close()

@@ -174,7 +174,8 @@ class Keeper:
         except TwofoldError as error:
             reply({"error": error.to_dict()})
         except Exception as error:
-            reply({"error": RuntimeFailed(f"{type(error).__name__}: {error}").to_dict()})
+            failed = RuntimeFailed(f"{type(error).__name__}: {error}", hint="twofold doctor")
+            reply({"error": failed.to_dict()})
         finally:
             for fd in fds:
                 os.close(fd)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 else:
     import _socket as socket
 
+DIED_HINT = "dmesg | tail    # who killed it; then start it again"
 _SIGKILL = 9
 NAMESPACES = (
     process.CLONE_NEWUSER
@@ -141,6 +142,8 @@ def _hand_over(plan: SandboxPlan, host: Host, pid: int, sync: socket.socket, gro
         indexes = sorted(prepared.binds)
         fds = (prepared.root_fd, *(prepared.binds[index] for index in indexes))
         wire.send(sync, {"step": "build", "binds": indexes}, fds)
+    except BrokenPipeError:
+        raise RuntimeFailed("the sandbox died before it was built", hint=DIED_HINT) from None
     finally:
         prepared.close()
 

@@ -115,7 +115,9 @@ def _through_helper(
         return int(message["pid"]), fds[0]
     if "error" in message:
         raise from_dict(message["error"])
-    raise RuntimeFailed("the process that joins namespaces was killed")
+    raise RuntimeFailed(
+        "the process that joins namespaces was killed", hint="try it again; dmesg | tail tells why"
+    )
 
 
 def tell_failure(sync: socket.socket, error: BaseException) -> None:
