@@ -159,7 +159,13 @@ class GuestProcess(Session):
     def check_deadline(self, now: float) -> None:
         if not self.opened and now > self.open_deadline and self._result is None:
             self.signal(9)
-            self.fail(TimedOut(f"the guest did not start the process in {_OPEN_TIMEOUT_S:.0f} s"))
+            self.fail(
+                TimedOut(
+                    f"the guest did not start the process in {_OPEN_TIMEOUT_S:.0f} s",
+                    # QEMU stops a machine whose write finds the host's disk full.
+                    hint="df -h; once there is room: twofold pause NAME; twofold resume NAME",
+                )
+            )
 
     def _finish(self, result: tuple[int, TwofoldError | None]) -> None:
         if self._result is None:
