@@ -6,7 +6,7 @@ from typing import Any
 
 from twofold.errors import TimedOut, TwofoldError
 from twofold.hypervisor import monitor_session
-from twofold.hypervisor.monitor_session import Session
+from twofold.hypervisor.monitor_session import GuestProcess
 
 
 def test_a_guest_that_starts_nothing_may_stand_still_for_a_full_disk() -> None:
@@ -14,7 +14,7 @@ def test_a_guest_that_starts_nothing_may_stand_still_for_a_full_disk() -> None:
     sent: list[bytes] = []
     link: Any = SimpleNamespace(window=65536, send=sent.append)
     watcher: Any = SimpleNamespace(failed=lambda _, error: failures.append(error))
-    session = Session(7, link, (-1, -1, -1), watcher=watcher, post=lambda call: call())
+    session = GuestProcess(link, 7, (-1, -1, -1), watcher=watcher, post=lambda call: call())
     session.check_deadline(time.monotonic())
     assert not failures
     session.check_deadline(time.monotonic() + monitor_session._OPEN_TIMEOUT_S + 1)
