@@ -66,6 +66,26 @@ def test_a_fork_knows_what_time_it_is(twofold: Runner, alpine_image: str) -> Non
 
 
 @pytest.mark.shared
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_first_process_was_born_in_the_template(
+    twofold: Runner, alpine_image: str, terminal: bool
+) -> None:
+    """So two forks know it by the same number, and nothing of the agent's is left beside it."""
+    run = ["run", "--rm", "--vm", "--network", "none", *(["-t"] if terminal else [])]
+    word = ["sh", "-c", "umask; pwd; id -u; tty; echo $$ $PPID $(pgrep -f ^@twofold)"]
+    said = []
+    for user in ("root", "guest"):
+        done = twofold(*run, "--user", user, "--workdir", "/a/new", alpine_image, *word, check=True)
+        said.append(done.stdout.decode().split())
+    first, second = said
+    assert first[:2] == ["0022", "/a/new"]
+    assert (first[2], second[2]) == ("0", "405")
+    assert first[3] == ("/dev/pts/0" if terminal else "not")
+    assert first[-3:] == second[-3:]
+    assert first[-2:] == ["1", "1"]
+
+
+@pytest.mark.shared
 def test_a_clock_is_as_fast_as_the_hosts(twofold_root: str, clone: Path, alpine_image: str) -> None:
     """The guest's kernel, left alone on a busy host, takes its counter for up to ten times slower
     than it is; its clock then runs that much too fast."""

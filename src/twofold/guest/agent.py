@@ -18,6 +18,7 @@ import time
 
 from twofold.errors import GuestFailed, InvalidInput, TwofoldError, Unavailable
 from twofold.guest import boot, chores, configure, freeze, init, protocol, renew
+from twofold.guest.child import Children, fork
 from twofold.guest.hush import Hush
 from twofold.guest.identity import DEFAULT_PATH, find_executable
 from twofold.guest.jsontext import dumps
@@ -60,6 +61,7 @@ class Agent:
         self._config: dict[str, Any] | None = None
         self._standing = False  # the root is entered
         self._system = False
+        self._children = Children(self._become)
         self._late_at = 0.0
         self._late_loaded = False
         self._turn_off = ""
@@ -261,7 +263,7 @@ class Agent:
             elif session:
                 session.hang_up()
         elif kind == protocol.OPEN:
-            self._open(number, protocol.decode_json(body))
+            self._open(number, bytes(body))
         elif kind == protocol.RESIZE:
             message = protocol.decode_json(body)
             if session:
@@ -357,7 +359,8 @@ class Agent:
         body = dumps(error.to_dict())
         self.send(protocol.encode(protocol.ERROR, stream, body))
 
-    def _open(self, number: int, request: dict[str, Any]) -> None:
+    def _open(self, number: int, order: bytes) -> None:
+        request = protocol.decode_json(order)
         stream = protocol.stream_of(number, 0)
         try:
             # A template has an init and warms up with sessions before it has an identity.
@@ -372,7 +375,7 @@ class Agent:
             if kind == "init":
                 self._become_init(number, dict(request["process"]))
             elif kind in ("exec", "payload", "archive", "errand"):
-                self._start(number, kind, request)
+                self._start(number, kind, request, order)
             else:
                 raise InvalidInput(f"session of unknown kind {kind!r}")
         except TwofoldError as error:
@@ -380,30 +383,35 @@ class Agent:
         except OSError as error:
             self._refuse(stream, GuestFailed(f"the guest cannot start a process: {error}"))
 
-    def _start(self, number: int, kind: str, request: dict[str, Any]) -> None:
+    def _start(self, number: int, kind: str, request: dict[str, Any], order: bytes) -> None:
         session = Session(self, number, self._forget)
+        tty = False
         if kind == "archive":
             direction, path = str(request["direction"]), str(request["path"])
-            keep = (self._initrd_fd,)
-            session.start({}, lambda: chores.archive(self._initrd_fd, direction, path), keep=keep)
-            session.announce()
+            child = fork(
+                lambda: chores.archive(self._initrd_fd, direction, path), keep=(self._initrd_fd,)
+            )
         elif kind == "errand":
             if request.get("what") == "freeze":
                 session = Session(self, number, self._forget_freezing)
-            session.start(
-                {}, lambda: chores.errand(self._initrd_fd, request), keep=(self._initrd_fd,)
-            )
-            session.announce()
+            child = fork(lambda: chores.errand(self._initrd_fd, request), keep=(self._initrd_fd,))
         else:
-            process = dict(request["process"])
-            request["tty"] = bool(process.get("tty"))
-            session.start(request, lambda: self._become(process, make_cwd=kind == "payload"))
+            tty = bool(request["process"].get("tty"))
+            child = self._children.make(order, size=request if tty else None)
             if kind == "payload" and not self._late_loaded:
                 self._late_at = time.monotonic() + _LATE_MODULES_AFTER_S
+        session.start(child, terminal=tty)
+        if kind in ("archive", "errand"):
+            session.announce()  # it becomes no other program
         self._sessions[number] = session
 
     def _forget(self, number: int) -> None:
         self._sessions.pop(number, None)
+        if self._config is None and not self._system:
+            # A template warms up: its forks have one process each to run, and soon. What it has
+            # written goes to the disk, or each fork's kernel would see to that.
+            os.sync()
+            self._children.keep_spare()
 
     def _forget_freezing(self, number: int) -> None:
         """Where who held the file system still was killed, it is held no longer."""
@@ -412,11 +420,12 @@ class Agent:
             freeze.thaw(self._initrd_fd)
         self._forget(number)
 
-    def _become(self, process: dict[str, Any], *, make_cwd: bool) -> None:
+    def _become(self, order: bytes) -> None:
         """In a child: the payload, or a command beside it."""
+        request = protocol.decode_json(order)
         if not self._system:
             configure.enter_group()
-        execute(process, make_cwd=make_cwd)
+        execute(dict(request["process"]), make_cwd=request.get("kind") == "payload")
 
     # -- init and the end -------------------------------------------------------------------
 

@@ -125,14 +125,14 @@ def find_executable(command: str, path_variable: str, cwd: str) -> str:
         candidates = [os.path.join(folder or cwd, command) for folder in folders]
     refused = ""
     for candidate in candidates:
-        try:
-            status = os.stat(candidate)
-        except OSError as error:
-            if error.errno == errno.EACCES:
-                refused = refused or candidate
-            continue
-        if stat.S_ISREG(status.st_mode) and os.access(candidate, os.X_OK):
+        if os.access(candidate, os.X_OK) and os.path.isfile(candidate):
             return candidate
+    for candidate in candidates:
+        try:
+            os.stat(candidate)
+        except OSError as error:
+            if error.errno != errno.EACCES:
+                continue
         refused = refused or candidate
     if refused:
         reason = "is a directory" if os.path.isdir(refused) else "is not executable for this user"

@@ -35,6 +35,7 @@ AGENT_MODULES: tuple[str, ...] = (
     "twofold.guest.program",
     "twofold.guest.protocol",
     "twofold.guest.renew",
+    "twofold.guest.child",
     "twofold.guest.session",
     "twofold.guest.settling",
     "twofold.guest.virtioport",

@@ -7,19 +7,16 @@ Descriptors here are all the agent's own, so they may be non-blocking without an
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import resource
-import struct
-import termios
 
 from twofold.errors import CommandNotExecutable, CommandNotFound, RuntimeFailed, TwofoldError
 from twofold.guest import protocol
+from twofold.guest.child import Child, set_size
 from twofold.guest.identity import DEFAULT_PATH, find_executable, look_up
-from twofold.guest.jsontext import dumps
-from twofold.guest.lean import deque, signal
+from twofold.guest.lean import deque
 from twofold.linux import capabilities
-from twofold.linux.process import PR_SET_NO_NEW_PRIVS, close_descriptors, prctl
+from twofold.linux.process import PR_SET_NO_NEW_PRIVS, prctl
 
 TYPE_CHECKING = False  # typing itself takes 50 ms to import in a guest
 if TYPE_CHECKING:
@@ -37,8 +34,6 @@ if TYPE_CHECKING:
         def watch_write(self, fd: int, callback: Callable[[], None] | None) -> None: ...
 
 
-_PIPE_BYTES = 262144
-_F_SETPIPE_SZ = 1031
 _READ_BYTES = protocol.DATA_LIMIT_BYTES
 _PR_SET_KEEPCAPS = 8
 
@@ -204,7 +199,7 @@ class Outlet:
 
 
 class Session:
-    """A child and its streams. ``start`` forks; the agent reports its death with ``reaped``."""
+    """A child and its streams. The agent reports its death with ``reaped``."""
 
     def __init__(self, loop: Loop, number: int, ended: Callable[[int], None]) -> None:
         self.number, self.pid = number, 0
@@ -217,36 +212,15 @@ class Session:
         self.inlet: Inlet | None = None
         self.outlets: dict[int, Outlet] = {}
 
-    def start(
-        self, request: dict[str, Any], child: Callable[[], None], *, keep: tuple[int, ...] = ()
-    ) -> None:
-        """Fork; ``child`` runs with stdio and ``keep`` in place and execs or returns. May raise."""
-        ours, theirs = self._open_terminal(request) if request.get("tty") else _open_pipes()
-        error_read, error_write = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            tty = bool(request.get("tty"))
-            _run_child(theirs, error_write, tty=tty, keep=keep, body=child)
-        for fd in {*theirs, error_write}:
-            os.close(fd)
-        for fd in {*ours, error_read}:
-            os.set_blocking(fd, False)
-        self._error_fd = error_read
-        self._loop.watch_read(error_read, self._read_error)
-        terminal = bool(request.get("tty"))
-        self.inlet = Inlet(self._loop, self._stream, ours[0], terminal=terminal)
-        for channel, fd in enumerate(ours[1:], protocol.STDOUT):
+    def start(self, child: Child, *, terminal: bool) -> None:
+        """Its streams are the child's from here on."""
+        self.pid = child.pid
+        self._error_fd = child.error_fd
+        self._loop.watch_read(child.error_fd, self._read_error)
+        self.inlet = Inlet(self._loop, self._stream, child.ends[0], terminal=terminal)
+        for channel, fd in enumerate(child.ends[1:], protocol.STDOUT):
             stream = protocol.stream_of(self.number, channel)
             self.outlets[channel] = Outlet(self._loop, stream, fd, self._maybe_end)
-
-    def _open_terminal(self, request: dict[str, Any]) -> tuple[list[int], list[int]]:
-        master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-        fcntl.ioctl(master, 0x40045431, struct.pack("=i", 0))  # TIOCSPTLCK: unlock
-        number = struct.unpack("=i", fcntl.ioctl(master, 0x80045430, bytes(4)))[0]  # TIOCGPTN
-        slave = os.open(f"/dev/pts/{number}", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-        _set_size(master, request.get("rows"), request.get("cols"))
-        # Two descriptors of one terminal: inlet and outlet each close their own.
-        return [os.dup(master), master], [slave, slave, slave]
 
     def start_anew(self, kept: Iterable[bytes]) -> None:
         """Another monitor serves us from here on; ``kept`` are the frames it will get first."""
@@ -262,7 +236,7 @@ class Session:
 
     def resize(self, rows: object, cols: object) -> None:
         if protocol.STDOUT in self.outlets:
-            _set_size(self.outlets[protocol.STDOUT].fd, rows, cols)
+            set_size(self.outlets[protocol.STDOUT].fd, rows, cols)
 
     def signal(self, number: int, *, group: bool) -> None:
         if self._status is None and 0 < number < 65:
@@ -327,73 +301,21 @@ class Session:
             body = {"exit_code": code if code >= 0 else 128 - code, "signal": max(0, -code)}
             frame = protocol.encode_json(protocol.EXIT, self._stream, body)
         self.pid = 0
-        self._loop.send(frame)
         self._ended_callback(self.number)
-
-
-def _set_size(fd: int, rows: object, cols: object) -> None:
-    """Tell a terminal its size; nothing happens for a pipe, a closed one or an absurd size."""
-    if not (isinstance(rows, int) and isinstance(cols, int)):
-        return
-    if fd >= 0 and 0 < rows < 65536 and 0 < cols < 65536:
-        try:
-            fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("=HHHH", rows, cols, 0, 0))
-        except OSError:
-            pass
-
-
-def _open_pipes() -> tuple[list[int], list[int]]:
-    """([stdin write, stdout read, stderr read], the child's ends)."""
-    ours, theirs = [], []
-    for number in range(3):
-        read, write = os.pipe()
-        try:
-            fcntl.fcntl(read, _F_SETPIPE_SZ, _PIPE_BYTES)
-        except OSError:
-            pass  # over the user's pipe quota: the default size does
-        ours.append(write if number == 0 else read)
-        theirs.append(read if number == 0 else write)
-    return ours, theirs
-
-
-def _run_child(
-    stdio: list[int], error_fd: int, *, tty: bool, keep: tuple[int, ...], body: Callable[[], None]
-) -> None:
-    """In the child: take the descriptors, run ``body``, report what it raises. Never returns."""
-    code = 125
-    try:
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
-        os.setsid()
-        for target, fd in enumerate(stdio):
-            os.dup2(fd, target)
-        # A child that does not exec would hold everybody's pipes open, its own stdin among them.
-        close_descriptors({0, 1, 2, error_fd, *keep})
-        if tty:
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        body()
-        code = 0
-    except BaseException as error:
-        if not isinstance(error, TwofoldError):
-            error = RuntimeFailed(f"{type(error).__name__}: {error}")
-        code = error.exit_code
-        os.write(error_fd, dumps(error.to_dict())[:60000])
-    finally:
-        os._exit(code)
+        self._loop.send(frame)
 
 
 def execute(process: dict[str, Any], *, make_cwd: bool) -> None:
     """Become what ``process`` (the JSON of runtime.plan.Process) says. Returns only by raising."""
     identity = look_up(str(process.get("user") or ""))
     environment = _environment(process, identity.home)
-    for fd in range(3):
+    for fd in range(3) if identity.uid else ():
         try:
             os.fchown(fd, identity.uid, -1)  # so that /dev/stdout can be opened by its user
         except OSError:
             pass
     cwd = str(process.get("cwd") or "/")
-    if make_cwd:
+    if make_cwd and not os.path.isdir(cwd):
         os.makedirs(cwd, mode=0o755, exist_ok=True)
     for name, (soft, hard) in dict(process.get("rlimits") or {}).items():
         _limit(str(name), int(soft), int(hard))

@@ -106,11 +106,9 @@ def clear_ambient() -> None:
 
 def set_capabilities(*, effective: int, permitted: int, inheritable: int = 0) -> None:
     """capset(2) on the calling thread; the masks hold one bit per capability number."""
-    header = ctypes.create_string_buffer(struct.pack("=Ii", _VERSION_3, 0), 8)
     low = [value & 0xFFFFFFFF for value in (effective, permitted, inheritable)]
     high = [value >> 32 for value in (effective, permitted, inheritable)]
-    data = ctypes.create_string_buffer(struct.pack("=6I", *low, *high), 24)
-    syscall("capset", header, data)
+    syscall("capset", struct.pack("=Ii", _VERSION_3, 0), struct.pack("=6I", *low, *high))
 
 
 def raise_ambient(mask: int) -> None:
