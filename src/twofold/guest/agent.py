@@ -11,7 +11,6 @@ while another has work. It never interprets the image's files except through gue
 from __future__ import annotations
 
 import encodings.ascii  # noqa: F401  linux.capabilities opens with it after the initrd is out of sight
-import errno
 import os
 import select
 import time
@@ -23,18 +22,15 @@ from twofold.guest.hush import Hush
 from twofold.guest.identity import DEFAULT_PATH, find_executable
 from twofold.guest.jsontext import dumps
 from twofold.guest.lean import deque, signal
-from twofold.guest.netport import NetPort
+from twofold.guest.ports import Port, facts, open_port, over_network, report_failure
 from twofold.guest.processors import Processors
 from twofold.guest.session import Session, execute
-from twofold.guest.virtioport import VirtioPort
 from twofold.linux.process import close_descriptors
 
 TYPE_CHECKING = False  # typing itself takes 50 ms to import in a guest
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
-
-Port = VirtioPort | NetPort
 
 _SESSION_LIMIT = 256
 _LATE_MODULES_AFTER_S = 1.0
@@ -54,7 +50,7 @@ class Agent:
         self._parser = protocol.Parser()
         self._out: deque[bytes] = deque()
         self._out_at = 0
-        self._hush = Hush(self._transmit, Processors(by_network=isinstance(port, NetPort)))
+        self._hush = Hush(self._transmit, Processors(by_network=over_network(port)))
         memory = memoryview(bytearray(4 * 65536))
         self._slots = [memory[at : at + 65536] for at in range(0, len(memory), 65536)]
         self._facts: dict[str, Any] = {}
@@ -476,10 +472,10 @@ def main() -> None:
         initrd_fd = boot.open_initrd()
         failures = boot.load_modules("modules", root_fd=initrd_fd)
         disks = boot.read_command_line()
-        port = _open_port(disks.transport)
+        port = open_port(disks.transport)
         boot.assemble_root(disks)
         agent = Agent(port, initrd_fd)
-        end = agent.run(_facts(port, failures))
+        end = agent.run(facts(port, failures))
         init.kill_everything()
         boot.power_off(restart=end == "reboot")
     except (OSError, boot.BootError) as error:
@@ -488,39 +484,7 @@ def main() -> None:
         )
         os.write(2, f"twofold agent: {sentence}\n".encode())
         if port and agent is None:
-            _report_failure(port, sentence)
+            report_failure(port, sentence)
         boot.power_off()
     while True:
         signal.pause()
-
-
-def _open_port(transport: str) -> Port:
-    if transport == "net":
-        return NetPort()
-    return VirtioPort(boot.find_virtio_port())
-
-
-def _facts(port: Port, failures: list[str]) -> dict[str, Any]:
-    name = os.uname()
-    return {
-        "version": protocol.VERSION,
-        "kernel": name.release,
-        "machine": name.machine,
-        "window": port.window,
-        "uptime_s": round(time.clock_gettime(time.CLOCK_BOOTTIME), 3),
-        "modules_failed": failures[:50],
-    }
-
-
-def _report_failure(port: Port, sentence: str) -> None:
-    """Say why on the port, then give the host a moment to read it before the power goes."""
-    body = dumps(GuestFailed(f"the guest could not start: {sentence}").to_dict())
-    hello = protocol.encode_json(protocol.HELLO, 0, _facts(port, []))
-    frame = protocol.SYNC + hello + protocol.encode(protocol.ERROR, 0, body[:60000])
-    try:
-        os.set_blocking(port.fd, True)
-        os.write(port.fd, frame)
-    except OSError as error:
-        if error.errno != errno.EAGAIN:
-            return
-    time.sleep(0.2)

@@ -31,6 +31,7 @@ AGENT_MODULES: tuple[str, ...] = (
     "twofold.guest.lean",
     "twofold.guest.netport",
     "twofold.guest.plugging",
+    "twofold.guest.ports",
     "twofold.guest.processors",
     "twofold.guest.program",
     "twofold.guest.protocol",
