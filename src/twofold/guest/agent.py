@@ -26,6 +26,7 @@ from twofold.guest.ports import Port, facts, open_port, over_network, report_fai
 from twofold.guest.processors import Processors
 from twofold.guest.session import Session, execute
 from twofold.linux.process import close_descriptors
+from twofold.linux.title import show_as
 
 TYPE_CHECKING = False  # typing itself takes 50 ms to import in a guest
 if TYPE_CHECKING:
@@ -468,7 +469,7 @@ def main() -> None:
     try:
         boot.keep_memory()
         boot.mount_kernel_filesystems()
-        boot.show_as("@twofold-agent")
+        show_as("twofold-agent", "@twofold-agent")
         initrd_fd = boot.open_initrd()
         failures = boot.load_modules("modules", root_fd=initrd_fd)
         disks = boot.read_command_line()

@@ -12,7 +12,6 @@ import time
 
 from twofold.linux.libc import syscall
 from twofold.linux.mount import mount
-from twofold.linux.process import set_process_name
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_MOVE = 2, 4, 8, 32, 8192
 MS_RDONLY, MS_RELATIME = 1, 1 << 21
@@ -65,21 +64,6 @@ def mount_kernel_filesystems() -> None:
             mount(kind, target, fstype=kind, flags=MS_NOSUID)
         except OSError as error:
             raise BootError(f"mount {kind}: {error}") from error
-
-
-def show_as(name: str) -> None:
-    """The name and command line that ps shows for this process.
-
-    The command line is rewritten where the kernel put it: the interpreter's path and flags are
-    nobody's business, and systemd spares at shutdown what begins with ``@``.
-    """
-    set_process_name(name.lstrip("@"))
-    fields = read_text("/proc/self/stat").rsplit(")", 1)[1].split()
-    start, end = int(fields[45]), int(fields[46])  # arg_start, arg_end
-    if 0 < start < end:
-        shown = name.encode()[: end - start - 1]
-        ctypes.memset(start, 0, end - start)
-        ctypes.memmove(start, shown, len(shown))
 
 
 def read_command_line() -> Disks:

@@ -48,4 +48,5 @@ AGENT_MODULES: tuple[str, ...] = (
     "twofold.linux.openat2",
     "twofold.linux.process",
     "twofold.linux.procfs",
+    "twofold.linux.title",
 )
