@@ -277,6 +277,7 @@ class FakeMachines:
     def __init__(self) -> None:
         self.errands: list[tuple[str, dict[str, Any]]] = []
         self.answers: dict[str, Any] = {}
+        self.state = "running"
 
     async def parts(self, operation: Operation, *, arch: str | None = None) -> MachineParts:
         return MachineParts(
@@ -296,6 +297,9 @@ class FakeMachines:
 
     async def resume(self, run_dir: str) -> None:
         return None
+
+    async def status(self, run_dir: str) -> str:
+        return self.state
 
     async def errand(self, run_dir: str, what: str, **words: Any) -> Any:
         self.errands.append((what, words))

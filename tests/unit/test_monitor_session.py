@@ -19,4 +19,4 @@ def test_a_guest_that_starts_nothing_may_stand_still_for_a_full_disk() -> None:
     assert not failures
     session.check_deadline(time.monotonic() + monitor_session._OPEN_TIMEOUT_S + 1)
     assert isinstance(failures[0], TimedOut)
-    assert failures[0].hint.startswith("df -h; ")
+    assert failures[0].hint.startswith("twofold show ")

@@ -146,8 +146,10 @@ def age(stamp: str | None, *, now: float | None = None) -> str:
 
 
 def state_words(instance: dict[str, Any]) -> str:
-    """``running``, ``stopped (3)``, ``stopped (out of memory)``."""
+    """``running``, ``stopped (3)``, ``stopped (out of memory)``, ``paused (the host's disk …)``."""
     state = str(instance.get("state", "?"))
+    if state == "paused" and instance.get("error"):
+        return f"paused ({instance['error']})"
     if state != "stopped":
         return state
     if instance.get("oom_killed"):

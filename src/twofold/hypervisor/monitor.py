@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from twofold.errors import GuestFailed, TwofoldError, Unavailable
+from twofold.errors import GuestFailed, NoSpace, TwofoldError, Unavailable
 from twofold.guest import protocol
 from twofold.hypervisor import monitor_companions, monitor_shares
 from twofold.hypervisor.monitor_birth import Birth, Events
@@ -153,6 +153,7 @@ class Monitor(Watcher):
         self.loop.watch(self._status.fileno(), self._read_status)
         self._clients = Clients(self._control, self.loop, self)
         self._meet_guest(inner, fds.get("state", -1))
+        self._inner.on_full_disk = self._stands_still
         if "door-vnc" in fds:
             Screen(fds["door-vnc"], self._inner, self.loop)
 
@@ -178,6 +179,14 @@ class Monitor(Watcher):
     def _inner_failed(self, sentence: str) -> None:
         if not self._ready:  # later nothing but the screen hangs on it
             self._guest_failed(sentence)
+
+    def _stands_still(self) -> None:
+        if self._ready:
+            self._tell({"halted": True})
+        else:
+            error = NoSpace("the host's disk is full: it stopped at a write", hint="df -h")
+            self._tell({"error": error.to_dict()})
+            self._end(error.exit_code)
 
     def _frozen(self) -> None:
         """A template is made: all of it is in its two files and on its disk."""
@@ -360,7 +369,7 @@ class Monitor(Watcher):
 
     def _tell(self, message: dict[str, Any]) -> None:
         """The keeper hears one word about the start; a later failure goes to stderr."""
-        if self._told:
+        if self._told and "halted" not in message:
             if "error" in message:
                 try:
                     os.write(2, f"twofold: {message['error']['message']}\n".encode())

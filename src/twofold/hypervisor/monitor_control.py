@@ -14,6 +14,7 @@ from typing import Any
 from twofold.hypervisor.monitor_loop import Loop
 
 _LINE_LIMIT_BYTES = 1 << 16
+_ASKED_LIMIT = 64  # commands under way, whatever QEMU tells us meanwhile
 _GONE = "it answers no more"
 # Memory that is a file goes on as it is: only the devices' state is written and read.
 _CAPABILITIES = [
@@ -28,7 +29,8 @@ class InnerControl:
     """QMP as the monitor speaks it: commands sent ahead, answers counted, events told.
 
     QEMU answers in the order of the commands. ``on_event`` gets (name, data). ``on_failure`` gets
-    a sentence, once; nothing follows it.
+    a sentence, once; nothing follows it. ``on_full_disk`` is called when QEMU has stopped because
+    the host's disk had no room for a write; its ``cont`` writes again.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class InnerControl:
     ) -> None:
         self._sock, self._loop = sock, loop
         self._on_event, self._on_failure = on_event, on_failure
+        self.on_full_disk: Callable[[], None] = lambda: None
         self._buffer = b""
         self._sent: deque[_Sent] = deque()
         sock.setblocking(False)
@@ -98,14 +101,21 @@ class InnerControl:
                 raise ValueError("not an object")
             if "event" in message:
                 self._on_event(str(message["event"]), dict(message.get("data") or {}))
+                if message["event"] == "STOP" and len(self._sent) < _ASKED_LIMIT:
+                    # It stops for other reasons, too.
+                    self.execute("query-status", answered=self._stopped, refused=_nothing)
             elif "error" in message:
                 self._take_refusal(str(message["error"].get("desc"))[:500])
             elif "return" in message and self._sent:
                 _, answered, _ = self._sent.popleft()
                 if answered is not None:
                     answered(message["return"])
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             self._fail(f"QEMU speaks nonsense: {error}")
+
+    def _stopped(self, answer: Any) -> None:
+        if answer["status"] == "io-error":
+            self.on_full_disk()
 
     def _take_refusal(self, sentence: str) -> None:
         nothing: _Sent = ("a command", None, None)
@@ -128,6 +138,10 @@ class InnerControl:
             for _, _, refused in sent:
                 if refused is not None:
                     refused(_GONE)
+
+
+def _nothing(sentence: str) -> None:
+    """A refusal that changes nothing."""
 
 
 def freeze(control: InnerControl, state_fd: int) -> None:

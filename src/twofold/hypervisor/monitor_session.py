@@ -162,8 +162,7 @@ class GuestProcess(Session):
             self.fail(
                 TimedOut(
                     f"the guest did not start the process in {_OPEN_TIMEOUT_S:.0f} s",
-                    # QEMU stops a machine whose write finds the host's disk full.
-                    hint="df -h; once there is room: twofold pause NAME; twofold resume NAME",
+                    hint="twofold show NAME    # whether it stands still",
                 )
             )
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from twofold.errors import NoSpace, NotFound, RuntimeFailed, TwofoldError
 from twofold.hypervisor import standstill
-from twofold.instance import restart_policy, states
+from twofold.instance import full_disk, restart_policy, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.place import ImageRoot, Place, hostname_of
 from twofold.instance.process import main_process, signal_name, stop_timeout_s
@@ -382,6 +382,10 @@ class Lifecycle:
     async def pause(self, record: Record) -> None:
         async with record.lock:
             record.refuse_removed()
+            if record.halted:
+                # It stands still already, and now stays so; there may be no room for its row.
+                self._records.save(record, state=State.PAUSED)
+                return
             states.check("pause", record.state, record.name)
             await self.wall(record).pause(record, self._run_dir(record))
             await self._records.save(
@@ -392,6 +396,9 @@ class Lifecycle:
         async with record.lock:
             record.refuse_removed()
             states.check("resume", record.state, record.name)
+            if record.halted:
+                await full_disk.go_on(record, self._rooms)
+                return
             await self.wall(record).resume(record, self._run_dir(record))
             await self._records.save(
                 record, state=states.move(record.state, State.RUNNING, record.name)

@@ -109,5 +109,8 @@ class MachineShop:
     async def resume(self, run_dir: str) -> None:
         await qmp.resume(f"{run_dir}/qmp.sock")
 
+    async def status(self, run_dir: str) -> str:
+        return await qmp.status(f"{run_dir}/qmp.sock")
+
     async def errand(self, run_dir: str, what: str, **words: Any) -> Any:
         return await errand.ask(f"{run_dir}/control.sock", what, words)

@@ -11,6 +11,7 @@ from twofold.instance.collaborators import Collaborators
 from twofold.instance.creation import Creation
 from twofold.instance.exposure import Exposer
 from twofold.instance.forking import Forks
+from twofold.instance.full_disk import FullDisk
 from twofold.instance.guest_agents import GuestAgents
 from twofold.instance.lifecycle import Lifecycle
 from twofold.instance.limits import Limits
@@ -61,6 +62,7 @@ class InstanceManager:
         self.refitting = Refitting(rooms, own_os_wall, self.lifecycle)
         self.forks = Forks(rooms, self.lifecycle, self.creation)
         self.plugging = Plugging(rooms, self.lifecycle)
+        self.full_disk = FullDisk(rooms)
         self.screens = Screens(rooms.paths)
         self.suspension = Suspension(rooms, self.lifecycle)
         self.snapshots = Snapshots(rooms, self.lifecycle, self.suspension)
@@ -101,6 +103,10 @@ class InstanceManager:
         kind = event.get("event")
         if kind == "session_exit":
             self.sessions.on_exit(event)
+        elif kind == "halted":
+            record = self.records.get(str(event.get("id")))
+            if record is not None:
+                self.full_disk.notice(record)
         elif kind == "exit":
             record = self.records.get(str(event.get("id")))
             if record is not None:

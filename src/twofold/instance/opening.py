@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from twofold.errors import IllegalState
-from twofold.instance import states
+from twofold.instance import full_disk, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.guest_agents import GuestAgents
 from twofold.instance.lifecycle import Lifecycle
@@ -27,7 +27,7 @@ class Opening:
     async def opened(self, record: Record) -> AsyncIterator[None]:
         """While the block runs, the keeper can copy out of ``record`` and into it."""
         if record.active:
-            states.check("copy", record.state, record.name)
+            full_disk.check("copy", record)
             if record.has_own_os:
                 await GuestAgents(self._rooms.paths).check(record, "copy files of")
             yield

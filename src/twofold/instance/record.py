@@ -74,6 +74,7 @@ class Record:
     restart_timer: asyncio.Task[None] | None = field(default=None, repr=False)
     copied: Any = field(default=None, repr=False)  # forking.Copied: it starts as a copy
     removed: bool = False
+    halted: str = ""  # why it is paused though nobody paused it (full_disk.py)
     unreleased: bool = False  # the keeper still holds how it ended
     _changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     _json: bytes | None = field(default=None, repr=False)
@@ -109,6 +110,8 @@ class Record:
 
     def change(self, **changes: Any) -> dict[str, Any]:
         """Set fields, wake the waiting; returns the columns to write."""
+        if "state" in changes:
+            self.halted = ""
         for name, value in changes.items():
             setattr(self, name, value)
         self._json = None
@@ -147,7 +150,7 @@ class Record:
             "address": self.address,
             "mac": self.mac,
             "exit_code": self.exit_code,
-            "error": self.error,
+            "error": self.error or self.halted or None,
             "oom_killed": self.oom_killed,
             "restart_count": self.restart_count,
             "created_at": self.created_at,

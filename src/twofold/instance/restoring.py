@@ -356,6 +356,7 @@ async def after_keeper_change(manager: InstanceManager) -> None:
         if sandbox["state"] == "ended":
             manager.on_event({"event": "exit", **sandbox, "id": record.id})
             continue
+        manager.full_disk.notice(record)  # nobody may have heard that it was stopped
         for words in note_losses(manager, record, sandbox):
             log.warning("%s", words)
 

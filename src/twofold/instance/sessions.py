@@ -24,7 +24,7 @@ from twofold.errors import (
     Unsupported,
     from_dict,
 )
-from twofold.instance import own_os, states
+from twofold.instance import full_disk, own_os, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.guest_agents import GuestAgents, hints_for
 from twofold.instance.opening import Opening
@@ -197,7 +197,7 @@ class Sessions:
             log.warning("session %s could not be ended: %s", session, error.message)
 
     async def _process(self, record: Record, request: ExecRequest) -> plan.Process:
-        states.check("exec", record.state, record.name)
+        full_disk.check("exec", record)
         if record.has_own_os:
             await self._agents.check(record, "run a command in")
             return own_os.agent_process(

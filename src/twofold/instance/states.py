@@ -74,14 +74,15 @@ _HINTS_BY_VERB: dict[tuple[str, State], str] = {
 }
 
 
-def check(verb: str, state: State, name: str) -> None:
-    """Raise IllegalState unless ``verb`` is legal in ``state``."""
+def check(verb: str, state: State, name: str, *, reason: str = "", way_out: str = "") -> None:
+    """Raise IllegalState unless ``verb`` is legal in ``state``. ``reason``: why it is in that
+    state, where that is not the user's doing; ``way_out`` is the hint then."""
     if state in VERBS[verb]:
         return
     hint = _HINTS_BY_VERB.get((verb, state), _HINTS[state]).format(name=name)
     raise IllegalState(
-        f"cannot {verb} {name!r}: it is {state.value}",
-        hint=hint,
+        f"cannot {verb} {name!r}: it is {state.value}" + (f" ({reason})" if reason else ""),
+        hint=way_out if reason else hint,
         details={"name": name, "state": state.value, "verb": verb},
     )
 

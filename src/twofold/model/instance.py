@@ -214,7 +214,10 @@ class Instance(BaseModel):
     address: str | None = Field(default=None, examples=["10.209.0.5"])
     mac: str | None = None
     exit_code: int | None = None
-    error: str | None = Field(default=None, description="why it is not running, in one line")
+    error: str | None = Field(
+        default=None,
+        description="why it is not running, in one line; of a paused one, if not by its user",
+    )
     oom_killed: bool = False
     restart_count: int = 0
     created_at: str

@@ -42,6 +42,7 @@ else:
     import _socket as socket
 
 _GROUP_RETRY_S = 0.01
+_HALTED_S = 0.2  # between what is said of a machine that stopped
 _GROUP_RETRIES = 300
 _SIGKILL = 9
 _WARNINGS_LIMIT, _WORD_LIMIT = 64, 1000  # characters
@@ -64,6 +65,8 @@ class Entry:
         self.main.changed = self.keep
         self.main.send_signal = self.send_signal
         self.on_ended: Callable[[Entry], None] = lambda _: None
+        self.on_halted: Callable[[Entry], None] = lambda _: None
+        self._telling = False
         self.exit_code: int | None = None
         self.signal = 0
         self.oom_killed = False
@@ -230,11 +233,26 @@ class Entry:
         elif "ready" in message and self.state == "starting":
             self.facts = dict(message.get("facts") or {})
             self._is_running()
+        elif "halted" in message and self.state == "running":
+            self._halted()
         elif "error" in message:
             error = from_dict(message["error"])
             self.state = "failed"
             self.main.failed(error)
             self._resolve(error)
+
+    def _halted(self) -> None:
+        """QEMU has stopped by itself. Told a few times a second at most: the monitor parses what
+        its guest says, and may have been taken over."""
+
+        def tell() -> None:
+            self._telling = False
+            if self.state == "running":
+                self.on_halted(self)
+
+        if not self._telling:
+            self._telling = True
+            self._parts.loop.call_later(_HALTED_S, tell)
 
     def _hang_up(self) -> None:
         if self._sync is not None:

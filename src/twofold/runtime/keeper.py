@@ -141,6 +141,7 @@ class Keeper:
     def _add(self, entry: Entry) -> None:
         self._entries[entry.id] = entry
         entry.on_ended = self._ended
+        entry.on_halted = lambda entry: self._broadcast({"event": "halted", "id": entry.id})
 
     # Connections
 

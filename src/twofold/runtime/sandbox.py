@@ -10,6 +10,7 @@ one socket pair. Everything both say:
                               {"terminal": true} + the pty's master   (container with a tty)
                               {"ready": true, "facts": {...}}         (vm)
                               {"error": {...}}
+                              {"halted": true}        (vm: QEMU has stopped by itself)
                               end of stream: the payload was exec'd   (container)
 """
 
