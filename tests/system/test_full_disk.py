@@ -37,6 +37,7 @@ def small(lone: Lone, tmp_path: Path, twofold_root: str) -> Iterator[Lone]:
     shutil.copytree(f"{twofold_root}/kernels", f"{lone.root}/kernels", symlinks=True)
     yield lone
     subprocess.run(["umount", "-l", lone.root], check=False, capture_output=True)
+    image.unlink()  # as large as it was filled, and pytest keeps the directory
 
 
 def fill(root: Path) -> Path:
