@@ -1,5 +1,6 @@
 """Children of the agent: forked for a session, or ahead of it, with pipes or a terminal."""
 
+import errno
 import os
 import resource
 import select
@@ -7,8 +8,11 @@ import signal
 import time
 from collections.abc import Callable
 
+import pytest
+
 from twofold.errors import CommandNotFound
 from twofold.guest import boot
+from twofold.guest import child as child_module
 from twofold.guest.child import Child, Spare, fork
 
 
@@ -96,6 +100,21 @@ def test_a_spare_that_was_killed_is_none() -> None:
         os.kill(child.pid, signal.SIGKILL)
         os.waitpid(child.pid, 0)
         assert spare.give(b"{}") is None
+
+    leaves_nothing(work)
+
+
+def test_a_spare_without_a_terminal_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(size: object) -> None:
+        raise OSError(errno.ENOSPC, "no more terminals")
+
+    monkeypatch.setattr(child_module, "_open_terminal", refused)
+
+    def work() -> None:
+        spare = Spare(echo)
+        pid = spare._child.pid
+        assert spare.give(b"{}", size={}) is None
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
     leaves_nothing(work)
 

@@ -22,7 +22,7 @@ from twofold.guest.hush import Hush
 from twofold.guest.identity import DEFAULT_PATH, find_executable
 from twofold.guest.jsontext import dumps
 from twofold.guest.lean import deque, signal
-from twofold.guest.ports import Port, facts, open_port, over_network, report_failure
+from twofold.guest.ports import Port, facts, open_port, report_failure
 from twofold.guest.processors import Processors
 from twofold.guest.session import Session, execute
 from twofold.linux.process import close_descriptors
@@ -51,7 +51,7 @@ class Agent:
         self._parser = protocol.Parser()
         self._out: deque[bytes] = deque()
         self._out_at = 0
-        self._hush = Hush(self._transmit, Processors(by_network=over_network(port)))
+        self._hush = Hush(self._transmit, Processors(by_network=port.by_network))
         memory = memoryview(bytearray(4 * 65536))
         self._slots = [memory[at : at + 65536] for at in range(0, len(memory), 65536)]
         self._facts: dict[str, Any] = {}

@@ -80,18 +80,18 @@ class Spare:
         os.close(ready_read)
 
     def give(self, order: bytes, *, size: dict[str, Any] | None = None) -> Child | None:
-        """The child, which has its order and its terminal now; None where it has died."""
+        """The child, which has its order and its terminal now; None where it cannot have them."""
         child, terminal = self._child, ""
-        if size is not None:
-            for fd in child.ends:
-                os.close(fd)
-            ends, terminal = _open_terminal(size)
-            child = Child(child.pid, ends, child.error_fd)
-        words = terminal.encode() + b"\n" + order
         try:
+            if size is not None:
+                ends, terminal = _open_terminal(size)
+                for fd in child.ends:
+                    os.close(fd)
+                child = Child(child.pid, ends, child.error_fd)
+            words = terminal.encode() + b"\n" + order
             while words:
                 words = words[os.write(self._order_fd, words) :]
-        except BrokenPipeError:
+        except OSError:  # it has died, or there is no terminal: who forks anew hears of it
             for fd in (*child.ends, child.error_fd):
                 os.close(fd)
             return None

@@ -5,9 +5,8 @@ import time
 
 from twofold.guest.boot import MS_NODEV, MS_NOSUID
 from twofold.guest.lean import signal
-from twofold.linux import capabilities
+from twofold.guest.session import take_identity
 from twofold.linux.mount import mount
-from twofold.linux.process import PR_SET_NO_NEW_PRIVS, prctl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,23 +72,13 @@ def _exec(
         console = os.open("/dev/console", os.O_RDWR | os.O_NOCTTY)
         for fd in range(3):
             os.dup2(console, fd)
-        _restrict(process)
+        take_identity(process, 0, 0, [])
         os.execve(path, argv, environment)
     except OSError as error:
         os.write(error_fd, f"{path}: {error.strerror}".encode())
         os.close(error_fd)
         while True:  # PID 1 must not end; the agent turns the machine off
             signal.pause()
-
-
-def _restrict(process: "dict[str, Any]") -> None:
-    names = process.get("capabilities")
-    if names is not None:
-        mask = capabilities.mask_of(tuple(names))
-        capabilities.drop_bounding(mask, capabilities.last_capability())
-        capabilities.set_capabilities(effective=mask, permitted=mask)
-    if process.get("no_new_privs"):
-        prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
 def ask_to_power_off() -> bool:

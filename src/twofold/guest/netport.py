@@ -48,6 +48,7 @@ class NetPort:
     """A connected, non-blocking TCP socket."""
 
     window = 262144
+    by_network = True
 
     def __init__(self, deadline_s: float = 20.0) -> None:
         self._end = time.monotonic() + deadline_s

@@ -26,10 +26,6 @@ def open_port(transport: str) -> Port:
     return VirtioPort(boot.find_virtio_port())
 
 
-def over_network(port: Port) -> bool:
-    return isinstance(port, NetPort)
-
-
 def facts(port: Port, failures: list[str]) -> dict[str, Any]:
     """The words of HELLO; ``failures`` are of modules that could not be loaded."""
     name = os.uname()

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 
 _READ_BYTES = protocol.DATA_LIMIT_BYTES
-_PR_SET_KEEPCAPS = 8
 
 
 class Inlet:
@@ -319,7 +318,7 @@ def execute(process: dict[str, Any], *, make_cwd: bool) -> None:
         os.makedirs(cwd, mode=0o755, exist_ok=True)
     for name, (soft, hard) in dict(process.get("rlimits") or {}).items():
         _limit(str(name), int(soft), int(hard))
-    _take_identity(process, identity.uid, identity.gid, identity.groups)
+    take_identity(process, identity.uid, identity.gid, identity.groups)
     try:
         os.chdir(cwd)
     except OSError as error:
@@ -362,7 +361,7 @@ def _limit(name: str, soft: int, hard: int) -> None:
     resource.setrlimit(number, (soft, hard))
 
 
-def _take_identity(process: dict[str, Any], uid: int, gid: int, groups: list[int]) -> None:
+def take_identity(process: dict[str, Any], uid: int, gid: int, groups: list[int]) -> None:
     """Capabilities, groups and ids, in the order in which each is still allowed."""
     confined = process.get("capabilities") is not None
     names = tuple(process.get("capabilities") or ())

@@ -25,6 +25,7 @@ class VirtioPort:
     """A virtio-serial port. One call of readv or writev moves many of the driver's small units."""
 
     window = 262144
+    by_network = False
 
     def __init__(self, device: str) -> None:
         self.fd = os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -125,8 +125,6 @@ class TemplateDesk:
             hint = error.hint if isinstance(error, TwofoldError) else ""
             operation.warn(f"booting from cold: {error}", hint or "twofold template list")
             return None
-        os.close(opened.data_disk)
-        fds = (opened.memory, opened.state)
         try:
             made = vm.vm_plan(
                 record.spec,
@@ -139,10 +137,10 @@ class TemplateDesk:
                 facts=opened.template.facts,
             )
         except BaseException:
-            for fd in fds:
-                os.close(fd)
+            opened.close()
             raise
-        return Fork(plan=made, fds=fds, template=key)
+        os.close(opened.data_disk)
+        return Fork(plan=made, fds=(opened.memory, opened.state), template=key)
 
     def _failed_lately(self, key: str, operation: Operation) -> bool:
         at, reason = self._failed.get(key, (-_RETRY_AFTER_S, ""))
