@@ -4,7 +4,8 @@
                  POST and exec through the API / raw QEMU woken and asked the same. At most 1.5
     run          the whole process `twofold run --rm --vm IMAGE true` / a raw fork that runs `true`
                  as its payload. At most 2.5
-    cold         the same process with a warm template / with --cold, in pairs. At most 1/8
+    cold         the same process with a warm template / with --cold, in pairs: without a network,
+                 as above, and on the default bridge. At most 1/8
     exec         `exec true` in a machine that runs, through the API / the raw round trip over the
                  agent's port. At most 1.3
 
@@ -84,8 +85,10 @@ class Bench:
             fork.end()
 
     def run(self, *flags: str) -> float:
-        words = ["run", "--rm", "--vm", "--network", "none", *flags, self._image, "true"]
-        return once([TWOFOLD, *words])
+        return self.run_on_bridge("--network", "none", *flags)
+
+    def run_on_bridge(self, *flags: str) -> float:
+        return once([TWOFOLD, "run", "--rm", "--vm", *flags, self._image, "true"])
 
 
 def in_turns(rounds: int, **contenders: Callable[[], float]) -> dict[str, float]:
@@ -128,6 +131,11 @@ def against_raw(image: str, rounds: int, directory: Path) -> int:
         )
         # In turns of their own: a host's speed changes within the minute that the others take.
         pairs = in_turns(rounds, warm=bench.run, cold=lambda: bench.run("--cold"))
+        bridged = in_turns(
+            rounds,
+            warm_bridge=bench.run_on_bridge,
+            cold_bridge=lambda: bench.run_on_bridge("--cold"),
+        )
         raw = RawFork(bench.frozen, directory / "data.exec")
         try:
             raw.wake()
@@ -144,6 +152,8 @@ def against_raw(image: str, rounds: int, directory: Path) -> int:
     failures = verdict("first exec / raw fork", took["first_exec"] / took["raw_first"], 1.5)
     failures += verdict("run --rm / raw fork", took["run"] / took["raw_run"], 2.5)
     failures += verdict("run --rm / run --rm --cold", pairs["warm"] / pairs["cold"], 0.125)
+    cold_bridge = bridged["warm_bridge"] / bridged["cold_bridge"]
+    failures += verdict("run --rm / run --rm --cold, on a bridge", cold_bridge, 0.125)
     failures += verdict("exec / raw exec", execs["exec"] / execs["raw_exec"], 1.3)
     return min(failures, 1)
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+_FULL = (28, 122)  # ENOSPC, EDQUOT
+
+
 class TwofoldError(Exception):
     """Base of the tree.
 
@@ -109,6 +112,14 @@ class CommandNotExecutable(TwofoldError):
 
 class CommandNotFound(TwofoldError):
     code, http_status, exit_code = "command_not_found", 400, 127
+
+
+def no_space(error: BaseException) -> NoSpace | None:
+    """A full disk may be met anywhere and is nobody's fault: said as what it is. None: not that."""
+    if not isinstance(error, OSError) or error.errno not in _FULL:
+        return None
+    place = f" for {error.filename!r:.200}" if error.filename else ""
+    return NoSpace(f"no space left on the disk{place}", hint="df -h")
 
 
 BY_CODE: dict[str, type[TwofoldError]] = {

@@ -14,7 +14,8 @@ import belongings
 from lone import Lone, wait_for
 
 from twofold.client.sdk import Box
-from twofold.model.instance import Instance
+from twofold.errors import NotFound
+from twofold.model.instance import Instance, Volume
 
 NAME, SIZE = "worker", 256 << 20
 SCRATCH = re.compile(r"\.(new-|gone-|fork-|removing-|restore$|suspending$)|^restoring$")
@@ -325,6 +326,69 @@ class Limit(Change):
 
 
 @dataclass
+class Share(Change):
+    """A directory of the host, given to what runs."""
+
+    isolation: str = "container"
+    target: str = "/mnt/shared"
+
+    def begin(self, life: Life) -> None:
+        super().begin(life)
+        self.folder(life).mkdir()
+        (self.folder(life) / "word").write_text("shared")
+
+    def folder(self, life: Life) -> Path:
+        return life.lone.root.parent / "folder"
+
+    def put(self, life: Life) -> None:
+        source = str(self.folder(life))
+        life.worker.plug(volume=Volume(source=source, target=self.target))
+
+    def take(self, life: Life) -> None:
+        life.worker.unplug(volume=self.target)
+
+    def act(self, life: Life) -> None:
+        self.put(life)
+
+    def check(self, life: Life, done: bool) -> None:
+        assert self.is_in(life) or not done
+        if not self.is_in(life):
+            self.put(life)
+        self.take(life)
+        assert not self.is_in(life)
+
+    def is_in(self, life: Life) -> bool:
+        """As the wish says it and as it is inside."""
+        box = life.awake()
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: "plugging" not in box.refresh().isolation_facts, timeout_s=5)
+        if "plugging" in box.refresh().isolation_facts:
+            with contextlib.suppress(NotFound):  # who undid it was killed too: the next try does
+                self.take(life)
+        wished = bool(box.refresh().spec.volumes)
+        inside = sh(box, f"cat {self.target}/word 2>/dev/null || true")
+        assert inside == ("shared" if wished else ""), f"wished: {wished}, inside: {inside!r}"
+        return wished
+
+
+@dataclass
+class Unshare(Share):
+    def ready(self, life: Life) -> None:
+        super().ready(life)
+        if not self.is_in(life):
+            self.put(life)
+
+    def act(self, life: Life) -> None:
+        self.take(life)
+
+    def check(self, life: Life, done: bool) -> None:
+        assert not (done and self.is_in(life))
+        if self.is_in(life):
+            self.take(life)
+        self.ready(life)
+
+
+@dataclass
 class MakeTemplate(Change):
     isolation: str = "vm"
 
@@ -397,6 +461,10 @@ CHANGES: dict[str, Change] = {
     "resume": Wake(),
     "set-vm": Grow(),
     "set-container": Limit(),
+    "plug-container": Share(),
+    "unplug-container": Unshare(),
+    "plug-vm": Share("vm"),
+    "unplug-vm": Unshare("vm"),
     "template": MakeTemplate(),
     "rm-template": DropTemplate(),
 }

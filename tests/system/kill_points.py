@@ -77,4 +77,9 @@ def attached(pid: int, *flags: str) -> Iterator[None]:
         yield
     finally:
         strace.send_signal(signal.SIGINT)
-        strace.wait(timeout=30)
+        try:
+            strace.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            # It waits for a leader that is dead, whose dead thread it would have to reap first.
+            strace.kill()
+            strace.wait()

@@ -1,4 +1,4 @@
-"""Daemon, keeper or machine are killed anywhere while an instance is changed.
+"""Daemon, keeper, monitor or QEMU are killed anywhere while an instance is changed.
 
 Afterwards nothing is left behind, what is listed is true and can be used, and the next try works
 (``changes.py`` has the changes, ``kill_points.py`` which points, and how many).
@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import belongings
 import cleanup
 import kill_points
 import pytest
-from changes import CHANGES, Change, Life
+from changes import CHANGES, NAME, Change, Life, sh
 from lone import Lone, wait_for
 
 from twofold.errors import TwofoldError
@@ -37,6 +38,7 @@ CALLS = {
         *("openat", "write", "sendmsg", "recvmsg", "kill", "pidfd_send_signal", "prctl"),
     ),
     "machine": ("sendto", "sendmsg", "recvmsg", "recvfrom", "read", "write", "openat", "close"),
+    "qemu": ("recvmsg", "sendmsg", "write", "writev", "close", "mmap", "fdatasync", "pwrite64"),
 }
 
 
@@ -61,6 +63,8 @@ def pid_of(life: Life, victim: str) -> int:
         return int(life.lone.hello()["pid"])
     pid = life.worker.data.pid
     assert pid is not None
+    if victim == "qemu":
+        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
     return pid
 
 
@@ -89,6 +93,8 @@ class Point:
             tally.killed += bool(failure) or dead(status)
             assert failure is None or failure.hint, f"no hint: {failure}"
             life.settle()
+            if self.victim in ("machine", "qemu") and dead(status):
+                wait_for(lambda: life.worker.data.state != "running")
             change.check(life, failure is None)
             wait_for(lambda: not life.scratch(), timeout_s=5)
         except (AssertionError, TwofoldError, subprocess.TimeoutExpired) as error:
@@ -127,7 +133,8 @@ VICTIMS = [
     *((name, "daemon") for name in CHANGES),
     *((name, "keeper") for name in CHANGES if name not in ("rm-template", "rm-snapshot-container")),
     *(
-        (name, "machine")
+        (name, victim)
+        for victim in ("machine", "qemu")
         for name in ("fork-vm", "snapshot-vm", "snapshot-memory", "suspend", "set-vm")
     ),
 ]
@@ -167,3 +174,64 @@ def test_killed_between_a_fork_and_its_files(tmp_path: Path, clone: Path, shared
         it.worker.remove(force=True)
         wait_for(lambda: not it.before.leaks(belongings.take(it.lone.root)))
     assert tally.killed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["fork", "restore"])
+def test_no_copy_outlives_the_daemon(tmp_path: Path, clone: Path, shared: Path, verb: str) -> None:
+    """It would go on writing where the next daemon cleans up, or copies something else."""
+    with life(tmp_path, clone, shared) as it:
+        it.run(NAME, "container")
+        sh(it.worker, "mkdir /many; cd /many; seq 3000 | split -l 1 -a 4 -")
+        if verb == "restore":
+            it.worker.snapshot("kept")
+
+        def act() -> None:
+            if verb == "fork":
+                it.worker.fork()
+            else:
+                it.worker.restore("kept")
+
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(act)
+            wait_for(lambda: any(os.path.exists(f"{one}/upper/many") for one in it.scratch()))
+            it.lone.kill()
+            assert isinstance(answer.exception(timeout=20), TwofoldError)
+        it.settle()
+        assert it.scratch() == []
+        assert not programs(str(it.lone.root))
+        act()
+        assert sh(it.awake(), "ls /many | wc -l") == "3000"
+
+
+@pytest.mark.slow
+def test_no_mount_outlives_the_keeper(tmp_path: Path, clone: Path, shared: Path) -> None:
+    """Its child would put in place what was undone when the keeper did not answer any more."""
+    change = CHANGES["plug-container"]
+    with life(tmp_path, clone, shared) as it:
+        change.begin(it)
+        keeper = int(it.lone.hello()["pid"])
+        before = children(keeper)
+        slow = ("-e", "trace=move_mount", "-e", "inject=move_mount:delay_enter=1000000")
+        with (
+            kill_points.attached(keeper, *slow, "-o", "/dev/null"),
+            ThreadPoolExecutor(1) as pool,
+        ):
+            answer = pool.submit(change.act, it)
+            wait_for(lambda: children(keeper) > before)
+            child = os.pidfd_open(int((children(keeper) - before).pop()))
+            it.lone.kill_keeper()
+            assert isinstance(answer.exception(timeout=20), TwofoldError)
+            assert select.select([child], [], [], 20)[0]
+            os.close(child)
+        change.check(it, False)
+
+
+def children(pid: int) -> set[str]:
+    return set(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
+def programs(path: str) -> list[str]:
+    """Those that work at something below it."""
+    lines = subprocess.run(["ps", "-eww", "-o", "args="], capture_output=True, text=True).stdout
+    return [line for line in lines.splitlines() if line.startswith("cp ") and path in line]

@@ -144,3 +144,31 @@ def test_a_machine_with_an_operating_system_of_its_own(small: Lone, tmp_path: Pa
         wait_for(lambda: box.refresh().state == "running", 20)
         wait_for(lambda: console.read_bytes().count(b"TINY") == 2)
         box.remove(force=True)
+
+
+@pytest.mark.parametrize("wall", ["container", "virtio", "emulated"])
+def test_a_directory_of_the_host_on_a_full_disk(
+    lone: Lone, shared: Path, tmp_path: Path, wall: str
+) -> None:
+    """Who writes hears of it, behind each wall, and all goes on."""
+    image = next((shared / "images").glob("busybox-musl-amd64-rootfs.tar.gz"))
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4M", "none", folder], check=True)
+    try:
+        with lone.start() as twofold:
+            twofold.import_image(str(image), "busybox")
+            wanted = {"isolation": "container"}
+            if wall != "container":
+                wanted = {"isolation": "vm", "hardware": wall}
+            volumes = [{"source": str(folder), "target": "/there"}]
+            box = twofold.run_detached("busybox", ["sleep", "1000"], volumes=volumes, **wanted)
+            done = box.exec(["dd", "if=/dev/zero", "of=/there/f", "bs=64k", "count=100"])
+            assert (done.exit_code, b"No space left on device" in done.stderr) == (1, True)
+            again = "rm /there/f && echo more >/there/g && sync && cat /there/g"
+            assert box.exec(["sh", "-c", again]).stdout == b"more\n"
+            assert (folder / "g").read_bytes() == b"more\n"
+            assert box.refresh().state == "running"
+            box.remove(force=True)
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)

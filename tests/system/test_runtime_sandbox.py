@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,16 @@ def lab(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Iterator[Lab]
     tarball = next((shared / "images").glob("alpine-minirootfs-*-x86_64.tar.gz"))
     with keeper_lab.lab(tmp_path_factory.mktemp("keeper"), tarball) as opened:
         yield opened
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Made before the keeper, which need not see what is mounted later."""
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M,nr_inodes=20", "x", place], check=True)
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
 
 
 def test_exit_codes_pass_through(lab: Lab) -> None:
@@ -166,6 +177,25 @@ def test_a_symlinked_proc_is_refused(lab: Lab, tmp_path: Path) -> None:
     lab.event("exit")
     lab.call("release", id="link")
     assert not list(target.iterdir())
+
+
+@pytest.mark.parametrize("inodes", [0, 1, 2])
+def test_a_full_disk_is_said_as_such(small_disk: Path, inodes: int, shared: Path) -> None:
+    """Also where overlayfs has no room for a directory of its own, which it says to nobody."""
+    tarball = next((shared / "images").glob("busybox-*"))
+    with keeper_lab.lab(small_disk.parent, tarball) as lab:
+        upper, work = small_disk / "upper", small_disk / "work"
+        for directory in (upper, work):
+            directory.mkdir()
+            os.chown(directory, ID_BASE, ID_BASE)
+        for number in range(os.statvfs(small_disk).f_ffree - inodes):
+            (small_disk / str(number)).touch()
+        rootfs = p.Rootfs(lower=(str(lab.layer),), upper=str(upper), work=str(work))
+        files = {f"/etc/{name}": "content" for name in ("hosts", "hostname", "resolv.conf")}
+        created = lab.create(lab.plan("full", "true", rootfs=rootfs, files=files))
+        assert created["error"]["code"] == "no_space", created
+        assert created["error"]["hint"] == "df -h"
+        lab.call("release", id="full")
 
 
 def test_a_symlinked_dev_null_masks_nothing_else(lab: Lab) -> None:

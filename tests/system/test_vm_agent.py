@@ -232,6 +232,24 @@ def test_a_vanished_terminal_hangs_its_processes_up(guest: Guest) -> None:
     assert ends(guest, "-f '[s]leep 4321'")
 
 
+def test_who_waits_for_a_device_ends_with_who_asked(guest: Guest) -> None:
+    """Else it would take the next device of that name from the errand of that one."""
+
+    def children() -> int:
+        count = "grep -l '^PPid:.1$' /proc/[0-9]*/status | wc -l"
+        return int(guest.run("sh", "-c", count)[1])
+
+    errands = [guest.errand("plug", do="disk", serial="none") for _ in range(5)]
+    for errand in errands:
+        assert errand.message()["event"] == "started"
+    those = children()
+    for errand in errands:
+        errand.close()
+    end = time.monotonic() + 8  # by themselves they wait for 20 s
+    while children() > those - len(errands) + 1:  # the agent makes children of its own
+        assert time.monotonic() < end
+
+
 # -- streams --------------------------------------------------------------------------------------
 
 

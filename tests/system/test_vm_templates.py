@@ -86,6 +86,41 @@ def test_the_first_process_was_born_in_the_template(
 
 
 @pytest.mark.shared
+def test_a_small_program_is_in_memory_already(twofold: Runner, alpine_image: str) -> None:
+    """The image's disk is asked for a large one and the rest of the shell, then no more."""
+    asked = "read requests rest < /sys/block/vda/stat; echo $requests"
+    line = f"{asked}; scanelf --version >/dev/null; {asked}; getconf PAGESIZE; {asked}"
+    words = ("--network", "none", alpine_image, "sh", "-c", line)
+    said = twofold("run", "--rm", "--vm", *words, check=True).stdout.split()
+    before, large, page_bytes, small = map(int, said)
+    assert page_bytes == 4096
+    assert before < large == small
+
+
+@pytest.mark.shared
+def test_a_fork_hears_that_it_was_copied_but_not_at_its_birth(
+    twofold: Runner, alpine_image: str
+) -> None:
+    """At birth CONFIG has brought entropy; from a second later on `vmgenid` is heeded."""
+    heard = "cat /sys/firmware/acpi/interrupts/gpe05"
+    words = ("--network", "none", alpine_image, "sh", "-c", f"{heard}; sleep 2; {heard}")
+    first, second = twofold("run", "--rm", "--vm", *words, check=True).stdout.splitlines()[:2]
+    assert b" disabled " in first
+    assert b" enabled " in second
+
+
+@pytest.mark.shared
+def test_a_fork_has_ipv6_a_second_after_its_birth(twofold: Runner, alpine_image: str) -> None:
+    """Its link's address is made of its own card's, not of the template's."""
+    look = "cat /sys/class/net/eth0/address; cat /proc/net/if_inet6; echo ."
+    words = ("--rm", "--vm", alpine_image, "sh", "-c", f"{look}; sleep 2; {look}")
+    first, second = twofold("run", *words, check=True).stdout.decode().split(".\n")[:2]
+    assert "eth0" not in first.split("\n", 1)[1]
+    mac, links = second.split("\n", 1)
+    assert mac.replace(":", "")[6:] in links
+
+
+@pytest.mark.shared
 def test_a_clock_is_as_fast_as_the_hosts(twofold_root: str, clone: Path, alpine_image: str) -> None:
     """The guest's kernel, left alone on a busy host, takes its counter for up to ten times slower
     than it is; its clock then runs that much too fast."""

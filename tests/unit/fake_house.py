@@ -171,6 +171,10 @@ class FakeKeeper:
         self.sandboxes.pop(fields["id"], None)
         return {"ok": True}
 
+    def _mount(self, fields: dict[str, Any]) -> dict[str, Any]:
+        self._get(fields)
+        return {"ok": True}
+
     def _exec(self, fields: dict[str, Any]) -> dict[str, Any]:
         self._get(fields)
         return {"ok": True, "session": "s1"}

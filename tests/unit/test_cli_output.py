@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twofold.cli import output, progress
+from twofold.cli.commands.logs import where_else
 
 
 @pytest.fixture
@@ -117,6 +118,34 @@ def test_show(fake: FakeTwofold) -> None:
     for expected in ("id range: 65536 to 131071", "/a:/b", "512 MiB", "no CAP_SYS_RESOURCE", "yes"):
         assert expected in text
     assert "warm, 1.0 MiB, memory" in text
+
+
+@pytest.mark.parametrize(
+    ("state", "shown"),
+    [("paused", "state: paused (no room)\n"), ("stopped", "state: stopped\nerror: no room\n")],
+)
+def test_show_says_once_why(fake: FakeTwofold, state: str, shown: str) -> None:
+    one = instance("web", state=state, error="no room")
+    fake.replies["GET", "/v1/instances/web"] = lambda: iter([reply(one)])
+    path = f"/v1/instances/{one['id']}/snapshots"
+    fake.replies["GET", path] = lambda: iter([reply([])])
+    text = fake.run("show", "web").stdout.decode()
+    assert shown in text.replace("  ", "")
+    assert text.count("no room") == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "points"),
+    [
+        ({"isolation": "vm", "system": True}, True),
+        ({"isolation": "vm", "system": False}, False),
+        ({"isolation": "container", "system": True}, False),
+    ],
+)
+def test_where_a_machine_whose_console_is_silent_keeps_its_log(
+    spec: dict[str, Any], *, points: bool
+) -> None:
+    assert ("twofold exec box journalctl" in where_else({"spec": spec}, "box")) is points
 
 
 def test_logs_go_back_to_their_streams_byte_for_byte(fake: FakeTwofold) -> None:

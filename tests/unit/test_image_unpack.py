@@ -29,8 +29,8 @@ from twofold.errors import Corrupt, InvalidInput, NoSpace, TwofoldError
 from twofold.image import compression
 from twofold.image.layer import OPAQUE, Limits
 from twofold.image.unpack import unpack
-from twofold.image.workspace import remove_tree
 from twofold.model.progress import silent
+from twofold.storage import trees
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking sets owners: needs root")
 
@@ -398,7 +398,7 @@ def test_removing_a_tree_deeper_than_any_path(tmp_path: Path) -> None:
     finally:
         os.fchdir(start)
         os.close(start)
-    remove_tree(str(top))
+    trees.remove(str(top))
     assert not top.exists()
 
 
@@ -407,8 +407,8 @@ def test_removing_a_tree_stops_at_a_mount(tmp_path: Path, outside: Path) -> None
     tree = tmp_path / "tree"
     (tree / "dev").mkdir(parents=True)
     script = (
-        "import sys\nfrom twofold.image.workspace import remove_tree\n"
-        "try: remove_tree(sys.argv[1])\nexcept OSError as e: print(e.errno)\n"
+        "import sys\nfrom twofold.storage import trees\n"
+        "try: trees.remove(sys.argv[1])\nexcept OSError as e: print(e.errno)\n"
     )
     run = subprocess.run(
         [
@@ -460,7 +460,7 @@ def test_no_sequence_of_entries_reaches_outside(outside: Path, entries) -> None:
     except TwofoldError:
         pass
     finally:
-        remove_tree(str(place))
+        trees.remove(str(place))
     assert snapshot(outside) == before
     assert sorted(path.name for path in outside.parent.iterdir()) == ["outside"]
 
@@ -481,7 +481,7 @@ def test_a_flipped_byte_is_an_error_of_ours_or_harmless(outside: Path, at: int, 
     except TwofoldError:
         pass
     finally:
-        remove_tree(str(place))
+        trees.remove(str(place))
 
 
 def test_reader_of_short_pieces_is_read_to_the_same_result(tmp_path: Path) -> None:

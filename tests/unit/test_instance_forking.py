@@ -90,6 +90,19 @@ async def test_a_paused_machine_cannot_answer(parent: FakeHouse) -> None:
     assert [record.name for record in parent.manager.records] == ["web", "copy"]
 
 
+@pytest.mark.parametrize(
+    ("state", "verb"),
+    [(State.CREATED, "start"), (State.STOPPED, "start"), (State.SUSPENDED, "resume")],
+)
+async def test_what_does_not_run_is_not_forked(parent: FakeHouse, state: State, verb: str) -> None:
+    web = parent.manager.find("web")
+    web.change(state=state)
+    with pytest.raises(IllegalState, match=f"'web' is {state.value}: only what runs") as caught:
+        await parent.manager.forks.fork(web, Operation("fork"), count=2, pattern=None)
+    assert caught.value.hint == f"twofold {verb} web; twofold fork web"
+    web.change(state=State.RUNNING)
+
+
 async def test_two_who_fork_at_once_count_on(parent: FakeHouse) -> None:
     web = parent.manager.find("web")
     forks = parent.manager.forks

@@ -11,6 +11,7 @@ from twofold.instance import full_disk
 from twofold.instance.record import Record
 from twofold.instance.sessions import ExecRequest
 from twofold.model.instance import InstanceSpec, State
+from twofold.model.plugging import PlugWish
 from twofold.operations import Operation
 
 
@@ -48,6 +49,21 @@ async def test_it_is_paused_with_the_reason_until_there_is_room(tmp_path: Path) 
         house.machines.state = "running"
         await becomes(record, State.RUNNING)
         assert record.view()["error"] is None
+
+
+async def test_what_its_guest_has_to_answer_is_refused_with_the_reason(tmp_path: Path) -> None:
+    async with FakeHouse(tmp_path) as house:
+        record = await halted(house)
+        manager, operation = house.manager, Operation("x")
+        wish = PlugWish(disk_bytes=1 << 20)
+        for work in (
+            manager.forks.fork(record, operation, count=2, pattern=None),
+            manager.suspension.suspend(record, operation),
+            manager.plugging.plug(record, wish, operation),
+        ):
+            with pytest.raises(IllegalState, match=full_disk.REASON) as refused:
+                await work
+            assert refused.value.hint == full_disk.HINT
 
 
 async def test_its_user_lets_it_go_on_where_there_is_room(tmp_path: Path) -> None:

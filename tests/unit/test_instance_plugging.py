@@ -6,12 +6,20 @@ from typing import Any
 import pytest
 from fake_house import FakeHouse
 
-from twofold.errors import Conflict, InvalidInput, NoSpace, NotFound, TwofoldError, Unsupported
+from twofold.errors import (
+    Conflict,
+    InvalidInput,
+    NoSpace,
+    NotFound,
+    RuntimeFailed,
+    TwofoldError,
+    Unsupported,
+)
 from twofold.hypervisor import places
 from twofold.instance import attachments, own_os, plugging, vm
 from twofold.instance.record import Record
 from twofold.model.instance import DiskWish, InstanceSpec, Isolation, State, Volume
-from twofold.model.plugging import PlugWish
+from twofold.model.plugging import PlugWish, UnplugWish
 from twofold.operations import Operation
 
 SIZE = 1 << 20
@@ -155,3 +163,28 @@ async def test_what_could_not_be_written_down_is_not_under_way(
             await house.manager.plugging.plug(record, wish, Operation("plug"))
         assert record.facts == before
         assert "mount" not in house.keeper.calls
+
+
+async def test_a_change_of_a_container_is_not_under_way_when_it_is_done(tmp_path: Path) -> None:
+    async with FakeHouse(tmp_path) as house:
+        spec = InstanceSpec(image="alpine", command=["sleep"], name="web")
+        record = await house.manager.creation.run(spec, Operation("run"))
+        wish = PlugWish(volume=Volume(source=str(tmp_path), target="/data"))
+        await house.manager.plugging.plug(record, wish, Operation("plug"))
+        attachments.refuse_changed(record, "it cannot be forked")
+        await house.manager.plugging.unplug(record, UnplugWish(volume="/data"), Operation("unplug"))
+        attachments.refuse_changed(record, "it cannot be forked")
+        assert house.keeper.calls.count("mount") == 2
+
+
+async def test_what_a_guest_says_without_a_hint_gets_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise RuntimeFailed("volume at /there: Not a directory")
+
+    async with FakeHouse(tmp_path) as house:
+        monkeypatch.setattr(house.machines, "errand", refuse)
+        with pytest.raises(RuntimeFailed) as caught:
+            await house.manager.plugging._ask(machine(), do="share")
+        assert caught.value.hint == "twofold logs --console m"

@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from test_storage_snapshots import keep_moment
 from twofold.errors import Conflict, IllegalState, NoSpace, NotFound, TwofoldError, Unsupported
 from twofold.instance import restart_policy, restoring, snapshots
 from twofold.instance.record import Record
-from twofold.model.instance import InstanceSpec, State
+from twofold.model.instance import InstanceSpec, State, Volume
 from twofold.operations import Operation
+from twofold.runtime import plan
 from twofold.storage.snapshots import SUSPENDED, Snapshot, SnapshotStore
 
 
@@ -568,3 +570,48 @@ async def test_a_start_that_cannot_use_the_memory_says_the_way_out(
         assert "--discard" in caught.value.hint
         assert record.state is State.SUSPENDED
         assert os.path.isdir(f"{house.paths.instance_dir(record.id)}/{SUSPENDED}")
+
+
+@pytest.mark.parametrize("had", [True, False], ids=["with a card", "without"])
+async def test_memory_comes_back_with_the_hardware_it_was_kept_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, had: bool
+) -> None:
+    """A card that was taken out or put in since, a directory of the host: what is restored could
+    otherwise not go on, and what ran would be gone."""
+    async with FakeHouse(tmp_path) as house:
+        record, _ = await machine(house, monkeypatch, network="default" if had else "none")
+        network = asdict(record.network) if record.network else None
+        store, directory = files(house, record), house.paths.instance_dir(record.id)
+        Path(directory, "data.img").write_text("then")
+        scratch = store.begin("then")
+        shutil.copyfile(f"{directory}/data.img", f"{scratch}/data.img")
+        shape = {"vcpus": 1, "memory_bytes": 512 << 20}
+        keep_moment(scratch, scratch, "mind", shape=shape, network=network)
+        made = {"created_at": "", "comment": "", "consistency": "memory"}
+        store.keep(Snapshot(name="then", directory=scratch, **made))
+        await house.manager.lifecycle.stop(record, Operation("stop"), timeout_s=0)
+        other = plan.Network(
+            host_link="x", mac="02:00:00:00:00:99", address="10.9.9.9", prefix=22, gateway=""
+        )
+        now = {"network": None, "address": None, "mac": None}
+        if not had:
+            now = {"network": other, "address": other.address, "mac": other.mac}
+        spec = record.spec.model_copy(
+            update={
+                "network": "none" if had else "default",
+                "volumes": [Volume(source="/srv", target="/srv")],
+            }
+        )
+        facts = {**record.facts, "hotplugged": ["share /srv"]}
+        await house.manager.records.save(record, spec=spec, facts=facts, **now)
+        operation = Operation("restore")
+        await house.manager.snapshots.restore(record, "then", operation, start=False)
+        assert record.state is State.SUSPENDED
+        assert record.spec.volumes == []
+        assert record.spec.network == ("default" if had else "none")
+        assert (record.network is not None) is had
+        assert record.address == (record.network.address if record.network else None)
+        assert "hotplugged" not in record.facts
+        [(message, _)] = operation.warnings
+        card = "a network card" if had else "no network card"
+        assert message == f"'web' has what it had then: {card}, no directory of the host"

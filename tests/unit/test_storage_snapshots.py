@@ -3,16 +3,16 @@
 import errno
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from twofold.errors import Conflict, Corrupt, NotFound
+from twofold.errors import Conflict, Corrupt, NotFound, Unsupported
 from twofold.instance import snapshots as verbs
-from twofold.storage import moments
+from twofold.storage import checksums, disk, moments
 from twofold.storage import snapshots as storage
 from twofold.storage.snapshots import SUSPENDED, Snapshot, SnapshotStore, content
 
@@ -49,7 +49,6 @@ def killed_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     with monkeypatch.context() as patch:
         for name in ("rename", "unlink", "mkdir", "link", "rmdir"):
             patch.setattr(os, name, guarded(getattr(os, name)))
-        patch.setattr(shutil, "rmtree", guarded(shutil.rmtree))
         yield lambda: count >= number
 
 
@@ -93,14 +92,21 @@ def take(files: SnapshotStore, directory: Path, name: str, *, memory: str = "") 
     )
 
 
-def keep_moment(directory: str, owner: str, text: str) -> None:
+def keep_moment(
+    directory: str,
+    owner: str,
+    text: str,
+    *,
+    shape: dict[str, Any] | None = None,
+    network: dict[str, Any] | None = None,
+) -> None:
     fd = os.memfd_create("test")
     try:
         os.ftruncate(fd, PAGE)
         os.pwrite(fd, text.encode(), 0)
         Path(f"{directory}/state").write_bytes(b"devices")
         disks = moments.facts_of_disks(owner, content(owner))
-        moments.keep(directory, fd, shape={"vcpus": 1}, network=None, disks=disks)
+        moments.keep(directory, fd, shape=shape or {"vcpus": 1}, network=network, disks=disks)
     finally:
         os.close(fd)
 
@@ -379,13 +385,88 @@ def test_a_flipped_bit_of_memory_is_noticed_before_what_runs_is_stopped(tmp_path
         files.prepare(files.find("one"), verbs.copy)
 
 
+def flip(path: Path) -> None:
+    """One bit, as a disk does it: neither size nor time tells."""
+    status, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_memory_is_compared_where_blocks_are_shared_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = machine(tmp_path / "i")
+    flip(Path(take(files, tmp_path / "i", "one", memory="mind").directory, "memory"))
+    monkeypatch.setattr(disk, "shares_blocks", lambda directory: True)
+    with pytest.raises(Corrupt, match=r"damaged \(memory\)"):
+        files.prepare(files.find("one"), verbs.copy)
+    files.prepare(files.find("one"), verbs.copy, verified=False)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(machine, "data.img"), (container, "upper")])
+def test_a_flipped_bit_of_a_disk_is_noticed_while_the_old_files_are_there(
+    tmp_path: Path, kind: Callable[[Path], SnapshotStore], name: str
+) -> None:
+    files = kind(tmp_path / "i")
+    kept = take(files, tmp_path / "i", "one")
+    assert files.verify("one") == kept
+    flip(Path(kept.directory, name if kind is machine else "upper/etc/word"))
+    write(tmp_path / "i", "now")
+    said = f"^snapshot 'one' is damaged .{name}.: not what was written to it$"
+    with pytest.raises(Corrupt, match=said):
+        files.verify("one")
+    with pytest.raises(Corrupt, match=said):
+        files.prepare(files.find("one"), verbs.copy)
+    files.abandon()
+    assert word(tmp_path / "i") == "now"
+    assert not leftovers(tmp_path / "i")
+    files.prepare(files.find("one"), verbs.copy, verified=False)
+    files.commit()
+    assert word(tmp_path / "i") not in ("now", "then"), "what is left of it, for who wants that"
+
+
+def test_where_blocks_are_shared_only_who_asks_waits_for_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = machine(tmp_path / "i")
+    kept = take(files, tmp_path / "i", "one")
+    flip(Path(kept.directory, "data.img"))
+    monkeypatch.setattr(disk, "shares_blocks", lambda directory: True)
+    files.prepare(files.find("one"), verbs.copy)
+    with pytest.raises(Corrupt, match="not what was written to it"):
+        files.prepare(files.find("one"), verbs.copy, verified=True)
+    os.truncate(Path(kept.directory, "data.img"), 1)
+    with pytest.raises(Corrupt, match="damaged"):
+        files.prepare(files.find("one"), verbs.copy)
+
+
+def test_one_that_is_removed_while_it_is_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = machine(tmp_path / "i")
+    take(files, tmp_path / "i", "one")
+    real = checksums.damaged
+
+    def slowly(directory: str, written: dict[str, str]) -> list[str]:
+        files.remove("one")
+        return real(directory, written)
+
+    monkeypatch.setattr(checksums, "damaged", slowly)
+    with pytest.raises(NotFound):
+        files.verify("one")
+
+
 def test_a_snapshot_of_an_older_version_is_taken_as_it_is(tmp_path: Path) -> None:
     files = machine(tmp_path / "i")
     facts = Path(take(files, tmp_path / "i", "one").directory, "snapshot.json")
     said = json.loads(facts.read_text())
     assert said.pop("files") == {"data.img": 4}
+    assert list(said.pop("checksums")) == ["data.img"]
     facts.write_text(json.dumps(said))
     write(tmp_path / "i", "now")
+    with pytest.raises(Unsupported, match="no checksums"):
+        files.verify("one")
     files.prepare(files.find("one"), verbs.copy)
     files.commit()
     assert word(tmp_path / "i") == "then"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from twofold.errors import Corrupt, NoSpace, NotFound
-from twofold.storage.templates import Opened, Template, TemplateStore, wipe
+from twofold.storage.templates import LIMIT_BYTES, Opened, Template, TemplateStore, wipe
 
 PAGE = b"frozen memory   " * 256
 
@@ -183,16 +183,53 @@ def test_a_half_written_manifest_is_no_template(store: TemplateStore) -> None:
 
 
 def test_the_least_used_go_first(tmp_path: Path) -> None:
-    store = TemplateStore(str(tmp_path), limit_bytes=1 << 20)
+    store = TemplateStore(str(tmp_path))
     first, second = make(store, "aa00", pages=6), make(store, "bb00", pages=6)
     os.utime(f"{tmp_path}/aa00/template.json")
     use(store, second)
     os.utime(f"{second.directory}/used", (1, 1))
     use(store, first)
     size = first.size_bytes
-    small = TemplateStore(str(tmp_path), limit_bytes=size + size // 2)
-    small.evict()
-    assert [item.key for item in small.list()] == ["aa00"]
+    store.set_limit(size + size // 2)
+    assert [item.key for item in store.list()] == ["aa00"]
+    later = TemplateStore(str(tmp_path))
+    assert later.limit_bytes == size + size // 2, "the next daemon goes by it"
+    make(later, "cc00", pages=6)
+    assert [item.key for item in later.list()] == ["cc00"]
+    later.set_limit(1)
+    assert [item.key for item in later.list()] == ["cc00"], "the one used last stays"
+
+
+def test_a_template_that_is_waited_for_is_not_taken_away(store: TemplateStore) -> None:
+    older = make(store, "aa00")
+    store.set_limit(1 << 10)
+    with store.wanted("aa00"), store.wanted("aa00"):
+        with store.wanted("bb00"):
+            use(store, newer := make(store, "bb00"))
+            assert {item.key for item in store.list()} == {"aa00", "bb00"}
+        assert store.is_over_limit
+        use(store, older)
+    os.utime(f"{newer.directory}/used", (1, 1))
+    store.evict()
+    assert [item.key for item in store.list()] == ["aa00"]
+    assert not store.is_over_limit
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"limit_bytes": "x"}', '{"limit_bytes": null}'])
+def test_a_limit_that_makes_no_sense_is_the_usual_one(
+    store: TemplateStore, tmp_path: Path, text: str
+) -> None:
+    make(store, "aa00")
+    (tmp_path / "templates/.limit.json").write_text(text)
+    assert store.limit_bytes == LIMIT_BYTES
+    store.evict()
+    assert len(store.list()) == 1
+
+
+def test_the_size_is_what_du_says(store: TemplateStore) -> None:
+    use(store, kept := make(store, "aa00"))
+    du = subprocess.run(["du", "-s", "--block-size=1", kept.directory], capture_output=True)
+    assert kept.size_bytes == int(du.stdout.split()[0])
 
 
 def test_those_of_images_that_are_gone_go(store: TemplateStore) -> None:

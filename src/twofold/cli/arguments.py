@@ -127,7 +127,9 @@ class Parser(argparse.ArgumentParser):
         """An empty one, or one with a slash, would be another path of the API."""
         for action in self.positional_actions():
             found = getattr(args, action.dest, None)
-            for word in [found] if isinstance(found, str) else found or ():
+            for word in found if isinstance(found, list) else [found]:
+                if not isinstance(word, str):
+                    continue  # none, or a size
                 if not word and action.metavar in (*_NAMES, "IMAGE", "OS"):
                     raise UsageError(
                         f"{action.metavar} is empty", hint=f"twofold {self.verb} --help"

@@ -60,6 +60,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "image import": ("image_import", "import an archive, a disk or an install medium"),
     "template list": ("template_list", "list what virtual machines are forked from"),
     "template rm": ("template_rm", "remove templates"),
+    "template limit": ("template_limit", "show or set what templates may take on the disk"),
     "os list": ("os_list", "list the operating systems that are known"),
     "os show": ("os_show", "show what a guest with an operating system would get, and why"),
     "doctor": ("doctor", "say what this host can do, and what mends it"),

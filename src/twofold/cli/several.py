@@ -47,8 +47,8 @@ def add_timeout(parser: Parser) -> None:
         dest="timeout",
         type=arguments.seconds,
         metavar="SECONDS",
-        help="how long to wait before killing; default: 10, and 60 for virtual machines with "
-        "--system",
+        help="how long to wait before killing; default: 10; with --system 30, and 60 for virtual "
+        "machines",
     )
 
 

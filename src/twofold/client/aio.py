@@ -37,7 +37,7 @@ from twofold.model.instance import Instance, Volume
 from twofold.model.paths import Paths
 from twofold.model.screen import Pointed, Typed
 from twofold.model.snapshot import Snapshot
-from twofold.model.template import Template
+from twofold.model.template import Template, TemplateLimit
 from twofold.model.usage import ProcessInfo, Use
 
 
@@ -149,6 +149,14 @@ class AsyncTwofold:
     async def remove_template(self, key: str) -> int:
         """Bytes freed. Running forks of it go on; the next start of its kind makes another."""
         return int((await self._call("DELETE", at("templates", key)))["size_bytes"])
+
+    async def template_limit(self, limit_bytes: int | None = None) -> TemplateLimit:
+        """What all of them may take on the disk, and take; with a number it is set first."""
+        method, body = "GET", None
+        if limit_bytes is not None:
+            method, body = "PUT", {"limit_bytes": limit_bytes}
+        found = await self._call(method, at("template-limit"), body)
+        return TemplateLimit.model_validate(found)
 
     async def systems(self, pattern: str = "") -> list[OsSummary]:
         """The operating systems that are known; ``pattern``: a part of id or name, or a glob."""
@@ -265,11 +273,22 @@ class AsyncBox:
         return Snapshot.model_validate(made)
 
     async def restore(
-        self, snapshot: str, *, start: bool | None = None, on_event: OnEvent | None = None
+        self,
+        snapshot: str,
+        *,
+        start: bool | None = None,
+        verify: bool | None = None,
+        on_event: OnEvent | None = None,
     ) -> Instance:
-        """Make it what it was then; what it is now is lost."""
+        """Make it what it was then; what it is now is lost. Raises Corrupt; nothing is then."""
         path = self._at("snapshots", snapshot, "restore")
-        return self._take(await self._twofold._operate("POST", path, {"start": start}, on_event))
+        body = {"start": start, **({} if verify is None else {"verify": verify})}
+        return self._take(await self._twofold._operate("POST", path, body, on_event))
+
+    async def verify_snapshot(self, snapshot: str, *, on_event: OnEvent | None = None) -> Snapshot:
+        """Have all of it read and compared with its checksums. Raises Corrupt."""
+        path = self._at("snapshots", snapshot, "verify")
+        return Snapshot.model_validate(await self._twofold._operate("POST", path, None, on_event))
 
     async def remove_snapshot(self, snapshot: str) -> int:
         """Bytes freed at most."""

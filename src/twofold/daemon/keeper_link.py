@@ -47,7 +47,7 @@ class KeeperLink:
         try:
             return await client.call(op, fds, **fields)
         except Unavailable:
-            if not client.closed or op not in _REPEATABLE:
+            if not client.closed or not _is_repeatable(op, fields):
                 raise
         client = await self._connected()
         return await client.call(op, fds, **fields)
@@ -94,3 +94,8 @@ class KeeperLink:
         if self._client is not None:
             self._client.close()
         await self._scope.close()
+
+
+def _is_repeatable(op: str, fields: dict[str, Any]) -> bool:
+    """As well: taking away a mount, which one that is away already is."""
+    return op in _REPEATABLE or (op == "mount" and fields["mount"]["kind"] == "none")

@@ -16,7 +16,7 @@ import select
 import time
 
 from twofold.errors import GuestFailed, InvalidInput, TwofoldError, Unavailable
-from twofold.guest import boot, chores, configure, freeze, init, protocol, renew
+from twofold.guest import boot, chores, configure, freeze, init, programs, protocol, renew, vmgenid
 from twofold.guest.child import Children, fork
 from twofold.guest.hush import Hush
 from twofold.guest.identity import DEFAULT_PATH, find_executable
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _SESSION_LIMIT = 256
-_LATE_MODULES_AFTER_S = 1.0
+_LATE_AFTER_S = 1.0
 _FORWARD_BYTES = 65536 - 9  # with its header exactly two of what a virtio port takes in one go
 
 
@@ -83,7 +83,7 @@ class Agent:
                 self._dispatch(fd, events)
             if self._late_at and time.monotonic() >= self._late_at:
                 self._late_at = 0.0
-                self._load_late_modules()
+                self._do_late_work()
             if self._hush.until and time.monotonic() >= self._hush.until:
                 self._hush.end()
         return self._turn_off
@@ -308,7 +308,12 @@ class Agent:
             failures = self._stand_up(wish)
             failures += boot.load_modules("modules.late", root_fd=self._initrd_fd)
             configure.rehearse(wish)
-            boot_id = renew.stand_in(self._initrd_fd) if self._system else ""
+            boot_id = ""
+            if self._system:  # its init reads what it needs, and draws random numbers
+                boot_id = renew.stand_in(self._initrd_fd)
+            else:
+                programs.read_in()
+                vmgenid.ignore()
         except (OSError, boot.BootError, configure.ConfigError) as error:
             self._refuse(0, GuestFailed(f"the guest could not be prepared: {error}"))
             return
@@ -395,8 +400,8 @@ class Agent:
         else:
             tty = bool(request["process"].get("tty"))
             child = self._children.make(order, size=request if tty else None)
-            if kind == "payload" and not self._late_loaded:
-                self._late_at = time.monotonic() + _LATE_MODULES_AFTER_S
+            if kind == "payload":
+                self._late_at = time.monotonic() + _LATE_AFTER_S
         session.start(child, terminal=tty)
         if kind in ("archive", "errand"):
             session.announce()  # it becomes no other program
@@ -448,8 +453,14 @@ class Agent:
             return
         self._turn_off = "reboot" if request.get("reboot") else "poweroff"
 
-    def _load_late_modules(self) -> None:
-        if os.fork() == 0:
+    def _do_late_work(self) -> None:
+        if self._late_loaded:  # by PREPARE, of which we are a copy
+            vmgenid.heed()
+            try:
+                configure.begin_ipv6(self._config or {})
+            except OSError as error:
+                self._complain(f"no IPv6: {error.strerror}")
+        elif os.fork() == 0:
             try:
                 close_descriptors({0, 1, 2, self._initrd_fd})  # it would hold sessions' pipes open
                 os.nice(10)

@@ -98,7 +98,10 @@ def load_modules(listing: str, *, root_fd: int) -> list[str]:
             failures.append(f"{os.path.basename(path)}: {error.strerror}")
         finally:
             os.close(fd)
-        os.unlink(relative, dir_fd=root_fd)
+        try:
+            os.unlink(relative, dir_fd=root_fd)
+        except FileNotFoundError:
+            pass  # a child of the agent that loads another list was there first
     return failures
 
 
@@ -117,9 +120,11 @@ def assemble_root(disks: Disks) -> None:
     for path in ("/image", "/data", NEW_ROOT):
         os.makedirs(path, exist_ok=True)
     wait_for(disks.root)
+    _leave_order_to_host(disks.root)
     _step("image", disks.root, "/image", "erofs", MS_RDONLY, "")
     if disks.data:
         wait_for(disks.data)
+        _leave_order_to_host(disks.data)
         _mount_data_disk(disks.data)
     else:
         _step("scratch", "tmpfs", "/data", "tmpfs", 0, "mode=0755")
@@ -127,6 +132,16 @@ def assemble_root(disks: Disks) -> None:
         os.makedirs(path, mode=0o755, exist_ok=True)
     options = "lowerdir=/image,upperdir=/data/upper,workdir=/data/work"
     _step("root", "overlay", NEW_ROOT, "overlay", MS_RELATIME, options)
+
+
+def _leave_order_to_host(device: str) -> None:
+    """The host has a scheduler for its disk. One more, here, is only more code for each request."""
+    queue = f"/sys/class/block/{os.path.basename(device)}/queue"
+    for name, word in (("scheduler", "none"), ("wbt_lat_usec", "0")):
+        try:
+            write_text(f"{queue}/{name}", word)
+        except OSError:
+            pass  # a kernel without it
 
 
 def _mount_data_disk(source: str) -> None:

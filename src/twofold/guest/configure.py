@@ -27,8 +27,8 @@ from twofold.linux.netconf import (
     configure_interface,
     configure_loopback,
     interface_by_mac,
+    keep_socket,
     rename_interface,
-    set_hardware_address,
 )
 from twofold.linux.process import set_host_name
 
@@ -171,6 +171,7 @@ def enter_group() -> None:
 
 def rehearse(wish: dict[str, Any]) -> None:
     """What CONFIG will do again, for a template: a fork then finds it done, or fresh in memory."""
+    keep_socket()  # to make one, and to end it, is 900 blocks of code
     configure_loopback()
     _rehearsed.add(_LOOPBACK)
     mac = wish.get("burned_in_mac")
@@ -178,6 +179,9 @@ def rehearse(wish: dict[str, Any]) -> None:
         found = find_interface(mac)
         if found != _INTERFACE:
             rename_interface(found, _INTERFACE)
+        if wish.get("mode") != "system":  # an init may rename it, and counts on IPv6
+            _rehearsed.add(_card(mac))
+            _set_ipv6(_INTERFACE, off=True)
     for path, content in dict(wish.get("files") or {}).items():
         replace_file(str(path), str(content))
         _rehearsed.add(str(path))
@@ -220,10 +224,9 @@ def set_network(network: dict[str, Any]) -> None:
     wanted = network.get("interface") or _INTERFACE
     # A fork's card still has the address of the template it was frozen with.
     burned_in = network.get("burned_in_mac") or network["mac"]
-    found = find_interface(burned_in)
+    found = _INTERFACE if _card(burned_in) in _rehearsed else find_interface(burned_in)
+    _rehearsed.discard(_card(burned_in))  # once: the guest may rename it
     try:
-        if burned_in != network["mac"]:
-            set_hardware_address(found, network["mac"])
         if found != wanted:
             rename_interface(found, wanted)
         configure_interface(
@@ -232,9 +235,27 @@ def set_network(network: dict[str, Any]) -> None:
             prefix=int(network["prefix"]),
             gateway=network.get("gateway") or "",
             mtu_bytes=int(network.get("mtu") or 0),
+            mac=network["mac"] if burned_in != network["mac"] else "",
         )
     except OSError as error:
         raise ConfigError(f"network: {error.strerror}") from error
+
+
+def _card(mac: str) -> str:
+    return f"card {mac}"
+
+
+def begin_ipv6(config: dict[str, Any]) -> None:
+    """What ``rehearse`` has put off: its addresses take a second to be usable as it is, and much
+    code to make. Raises OSError."""
+    if config.get("network"):
+        _set_ipv6(config["network"].get("interface") or _INTERFACE, off=False)
+
+
+def _set_ipv6(interface: str, *, off: bool) -> None:
+    switch = f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"
+    if os.path.exists(switch):
+        write_text(switch, "1" if off else "0")
 
 
 def find_interface(mac: str) -> str:

@@ -3,7 +3,8 @@
     usage      {"memory_total_bytes", "memory_available_bytes", "processes"}
     processes  {"uptime_s", "users": {"0": "root"}, "processes": [see linux/procfs.py]}
     limit      with {"pids": N or None}: {}
-    settle     {} once the image's init has brought the machine up and nothing stirs
+    settle     {"failed_units": [names]} once the image's init has brought the machine up and
+               nothing stirs
 
 Runs in a child of the agent, as root of the guest, in the instance's root. Needs no program of the
 image.
@@ -38,10 +39,10 @@ def run(what: str, words: dict[str, Any]) -> dict[str, Any]:
             raise RuntimeFailed(f"the guest cannot limit its processes: {error}") from error
         return {}
     if what == "settle":
-        settling.wait()
+        failed = settling.wait()
         renew.retire()
         settling.wait_for_quiet()
-        return {}
+        return {"failed_units": failed}
     raise InvalidInput(f"unknown errand {what!r}")
 
 

@@ -3,6 +3,7 @@
 import os
 import time
 
+from twofold.guest import configure
 from twofold.guest.boot import MS_NODEV, MS_NOSUID
 from twofold.guest.lean import signal
 from twofold.guest.session import take_identity
@@ -14,11 +15,15 @@ if TYPE_CHECKING:
 
 _SYSTEMD_DIRS = ("/lib/systemd", "/usr/lib/systemd")
 _UNITS = "/run/systemd/system"
+_SETTINGS = "/run/systemd/system.conf.d/00-twofold.conf"
 _SIGRTMIN_POWER_OFF = 34 + 4  # systemd(1): SIGRTMIN+4 powers off
 
 
 def prepare(path: str) -> None:
     """What an init expects of a machine and an image made for containers lacks.
+
+    systemd is told to say on the console what it starts, as in a container: it would not, for
+    ``quiet`` on the kernel's command line. The image's own setting has the last word.
 
     Without udev no device unit ever becomes active, and systemd would wait 90 seconds for the
     console's before it calls itself running; so there the console gets the login that containers
@@ -29,6 +34,7 @@ def prepare(path: str) -> None:
     udev = any(os.path.exists(f"{base}/systemd-udevd") for base in _SYSTEMD_DIRS)
     try:
         mount("tmpfs", "/run", fstype="tmpfs", flags=MS_NOSUID | MS_NODEV, data="mode=0755")
+        configure.replace_file(_SETTINGS, "[Manager]\nShowStatus=yes\n")
         if not udev:
             os.makedirs(f"{_UNITS}/getty.target.wants", mode=0o755)
             for line in ("ttyS0", "ttyAMA0"):  # of a PC, of an Arm

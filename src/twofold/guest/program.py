@@ -7,7 +7,17 @@ from twofold.guest.identity import DEFAULT_PATH, find_executable
 
 
 def run(*argv: str) -> tuple[int, bytes]:
-    """(exit status, what it printed); 127 and nothing where there is no such program.
+    """(exit status, what it printed); 127 and nothing where there is no such program."""
+    pid, read = begin(*argv)
+    said = b""
+    while block := os.read(read, 4096):
+        said += block
+    os.close(read)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said
+
+
+def begin(*argv: str) -> tuple[int, int]:
+    """(its process id, where to read what it prints): the caller's to reap and to close.
 
     Not by ``os.execvp``: that imports, and out here there is no library to import from.
     """
@@ -25,8 +35,4 @@ def run(*argv: str) -> tuple[int, bytes]:
         finally:
             os._exit(127)
     os.close(write)
-    said = b""
-    while block := os.read(read, 4096):
-        said += block
-    os.close(read)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said
+    return pid, read

@@ -33,6 +33,7 @@ _DBUS_MACHINE_ID = "/var/lib/dbus/machine-id"
 _JOURNALS = ("/run/log/journal", "/var/log/journal")
 _RANDOM_SEED = "/var/lib/systemd/random-seed"
 _SSH = "/etc/ssh"
+_SSH_SERVICES = ("ssh", "sshd")  # without systemd
 _SSH_UNITS = ("ssh.service", "sshd.service", "ssh.socket", "sshd.socket")
 AFTER_COPY = "/etc/twofold/after-copy"  # the image's own; the host has it run, as a payload is run
 _RETIRED = "/run/twofold-retired"  # units that a fork starts when it has keys of its own
@@ -44,7 +45,10 @@ _NEW_KEYS = (
     "{start}nice ssh-keygen -q -A; "
     "systemctl try-reload-or-restart ssh.service sshd.service || service ssh restart"
 )
-_START_RETIRED = f"systemctl start $(cat {_RETIRED}); rm -f {_RETIRED}; "
+_START_RETIRED = (
+    f"if [ -d /run/systemd/system ]; then systemctl start $(cat {_RETIRED}); "
+    f"else for name in $(cat {_RETIRED}); do service $name start; done; fi; rm -f {_RETIRED}; "
+)
 # They hold the machine's and the boot's id in memory; in a template the console's login shows
 # the template's name, and nobody has logged in there yet.
 _STALE = "systemctl try-restart systemd-journald.service"
@@ -73,11 +77,17 @@ def stand_in(initrd_fd: int) -> str:
 
 def retire() -> None:
     """A template's secrets go before it is frozen: a fork never has them, not for a moment."""
-    if not _host_keys() or not os.path.isdir("/run/systemd/system"):
+    if not _host_keys():
         return
-    active = [unit for unit in _SSH_UNITS if program.run("systemctl", "is-active", unit)[0] == 0]
-    if active:
-        program.run("systemctl", "stop", *active)
+    if os.path.isdir("/run/systemd/system"):
+        ask = ("systemctl", "is-active")
+        active = [unit for unit in _SSH_UNITS if program.run(*ask, unit)[0] == 0]
+        if active:
+            program.run("systemctl", "stop", *active)
+    else:
+        active = [name for name in _SSH_SERVICES if program.run("service", name, "status")[0] == 0]
+        for name in active:
+            program.run("service", name, "stop")
     for name in _host_keys():
         os.unlink(f"{_SSH}/{name}")
     configure.replace_file(_RETIRED, "\n".join(active))

@@ -11,7 +11,6 @@ Exit status: the payload's own; 128+N when it died of signal N; 0 when a system 
 
 import os
 import select
-import signal
 import socket
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from typing import Any
 
 from twofold.errors import GuestFailed, NoSpace, TwofoldError, Unavailable
 from twofold.guest import protocol
-from twofold.hypervisor import monitor_companions, monitor_shares
+from twofold.hypervisor import monitor_companions, monitor_shares, monitor_signals
 from twofold.hypervisor.monitor_birth import Birth, Events
 from twofold.hypervisor.monitor_clients import Clients, close_all, receive, signal_number
 from twofold.hypervisor.monitor_console import Console
@@ -41,21 +40,6 @@ _SESSION_LIMIT = 128
 _POWER_OFF_S = 10.0
 _SHARES = "/shares"  # in the jail; a bind per share, named by its tag
 _BACKLOG_LIMIT = 4096
-SIGRTMIN = 34
-_SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGPWR, SIGRTMIN + 3, SIGRTMIN + 4)
-_NOT_FORWARDED = {
-    signal.SIGKILL,
-    signal.SIGSTOP,
-    signal.SIGCHLD,
-    signal.SIGPIPE,
-    signal.SIGSEGV,
-    signal.SIGBUS,
-    signal.SIGFPE,
-    signal.SIGILL,
-    signal.SIGABRT,
-    signal.SIGTRAP,
-    signal.SIGSYS,
-}
 
 
 def run(
@@ -124,7 +108,7 @@ class Monitor(Watcher):
         self._console = Console(self.loop, serial, stderr_read, fds.get("console", -1))
         self._console.log.mark(f"started {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}")
         self._console.open_door(fds.get("door-serial", -1))
-        self._watch_signals()
+        monitor_signals.watch(self.loop, self._forward)
         inner, inner_theirs = pair()
         given = {
             **fds,
@@ -194,18 +178,6 @@ class Monitor(Watcher):
         self._exit_code = 0
         self._qemu.kill()
 
-    def _watch_signals(self) -> None:
-        read, write = os.pipe()
-        os.set_blocking(read, False)
-        os.set_blocking(write, False)
-        for number in sorted(signal.valid_signals() - _NOT_FORWARDED):
-            try:
-                signal.signal(number, lambda number, frame: None)
-            except OSError:
-                pass  # the C library keeps two real-time signals for itself
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        self.loop.watch(read, lambda: self._take_signals(read))
-
     # -- loop -------------------------------------------------------------------------------
 
     def run(self) -> int:
@@ -229,14 +201,15 @@ class Monitor(Watcher):
     def _timeout(self) -> float:
         deadlines = [self._kill_deadline] if self._kill_deadline else []
         if not self._ready:
-            deadlines.append(self._ready_deadline)
+            deadlines.append(self._ready_deadline + self._birth.more_time_s)
         deadlines += [item.open_deadline for item in self._sessions.values() if not item.opened]
         return max(0.0, min(deadlines) - time.monotonic()) + 0.001 if deadlines else -1
 
     def _check_deadlines(self, now: float) -> None:
         assert self._qemu is not None
-        if not self._ready and not self._told and now > self._ready_deadline:
-            waited = float(self._vm.get("ready_timeout_s") or 120.0)
+        more_s = self._birth.more_time_s
+        if not self._ready and not self._told and now > self._ready_deadline + more_s:
+            waited = float(self._vm.get("ready_timeout_s") or 120.0) + more_s
             self._guest_failed(f"the guest did not become ready within {waited:g} s")
         for session in list(self._sessions.values()):
             session.check_deadline(now)
@@ -347,11 +320,10 @@ class Monitor(Watcher):
         if self._ready:
             self._tell({"error": GuestFailed(sentence).to_dict()})
 
-    def _guest_failed(self, sentence: str) -> None:
+    def _guest_failed(self, sentence: str, hint: str = "twofold logs --console NAME") -> None:
         """Before the guest was ready: say it with the end of the console, and end."""
         lines = self._console.log.last_lines()
-        hint = "see all of it with: twofold logs --console NAME"
-        if lines:
+        if lines and "--console" in hint:
             sentence += f"; its console ends with: {lines[-1]}"
         details = {"console": lines, "qemu": self._console.errors.last_lines()}
         self._tell({"error": GuestFailed(sentence, hint=hint, details=details).to_dict()})
@@ -412,28 +384,19 @@ class Monitor(Watcher):
 
     # -- signals and the keeper -------------------------------------------------------------
 
-    def _take_signals(self, fd: int) -> None:
-        try:
-            numbers = os.read(fd, 512)
-        except BlockingIOError:
-            return
-        for number in numbers:
-            if number != signal.SIGCHLD:
-                self._forward(number)
-
     def _forward(self, number: int) -> None:
         assert self._qemu is not None
         if not self._ready or self._link_failure or self._exit_code is not None:
             # Nobody there to tell. A fatal signal ends the machine, as it ends a process, and what
             # a stalled reader has not taken is lost.
-            if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+            if number in monitor_signals.FATAL:
                 self._told_to_end = True
                 if self._exit_code is None:
                     self._exit_code = 128 + number
                 self._qemu.kill()
             return
         if self._system:
-            if number in _SHUTDOWN_SIGNALS:
+            if number in monitor_signals.SHUTDOWN:
                 self._power_off(force=False)
         elif self._payload:
             self._payload.signal(number)

@@ -36,17 +36,22 @@ from twofold.record import dataclass
 _WARM_UPS = 2  # the second finds what the first has read in
 _HUSH_S = 30.0  # of the guest's own time, which stands still while it is copied
 _SETTLE_S = 0.3  # what the guest's kernel has put off is done by then
+# Further to the start of an init, until its system is up; guest/settling.py gives up before, and
+# says what it was waiting for.
+_SYSTEM_UP_S = 720.0
+_ANSWER_LIMIT_BYTES = 65536
+_MOST_FAILED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Events:
-    """What the monitor is told. ``failed`` gets a sentence."""
+    """What the monitor is told. ``failed`` gets a sentence, and a hint where there is one."""
 
     new_payload: Callable[[], GuestProcess]
     born: Callable[[GuestProcess], None]
     running: Callable[[GuestProcess], None]
     frozen: Callable[[], None]
-    failed: Callable[[str], None]
+    failed: Callable[..., None]
     run: Callable[[Watcher, dict[str, Any]], Session]
     forget: Callable[[Session], None]
 
@@ -58,6 +63,7 @@ class Birth:
         self.kind = str(vm.get("birth") or "boot")
         self.facts: dict[str, Any] = {}
         self.warnings: list[str] = []
+        self.more_time_s = 0.0  # comes to that in which the guest is to be ready
         self.size: tuple[int, int] | None = None
         self._vm, self._guest = vm, dict(vm.get("guest") or {})
         self._events, self._link, self._loop = events, link, loop
@@ -92,6 +98,7 @@ class Birth:
                 loop=self._loop,
                 control=control,
                 state_fd=state_fd,
+                init_runs=self._init_runs,
                 failed=self._events.failed,
             )
             return
@@ -135,7 +142,7 @@ class Birth:
         elif kind == protocol.PREPARED and self._freezer and not self._is_done("prepared"):
             said = str(protocol.decode_json(body).get("boot_id") or "")
             self.facts["boot_id"] = printable(said)[:32]
-            self._freezer.prepared()
+            self._freezer.prepared(self.facts)
         elif kind == protocol.RENEWED and self._payload and not self._is_done("renewed"):
             if not (self.renews or self.kind == "fork"):
                 raise protocol.ProtocolError("renewed, and was not asked to be")
@@ -156,6 +163,9 @@ class Birth:
                 held()
         else:
             raise protocol.ProtocolError(f"frame of type {kind} on the link")
+
+    def _init_runs(self) -> None:
+        self.more_time_s = _SYSTEM_UP_S
 
     def _run_after_copy(self) -> None:
         process = dict(self._guest.get("process") or {})
@@ -246,14 +256,17 @@ class Freezer(Watcher):
         loop: Loop,
         control: InnerControl,
         state_fd: int,
-        failed: Callable[[str], None],
+        init_runs: Callable[[], None],
+        failed: Callable[..., None],
     ) -> None:
         self._guest, self._link, self._loop = guest, link, loop
-        self._control, self._state_fd, self._failed = control, state_fd, failed
+        self._control, self._state_fd = control, state_fd
+        self._init_runs, self._failed = init_runs, failed
         self._system = guest.get("mode") == "system"
         self._number = protocol.PAYLOAD_SESSION
         self._warm_ups = 0
-        self._settling = False
+        self._facts: dict[str, Any] = {}
+        self._answer_fd = -1
         self._hushed: Callable[[], None] | None = None
         self.session: GuestProcess | None = None
 
@@ -274,7 +287,9 @@ class Freezer(Watcher):
             wish["hostname"] = self._guest.get("hostname")
         self._link.send(protocol.encode_json(protocol.PREPARE, 0, wish))
 
-    def prepared(self) -> None:
+    def prepared(self, facts: dict[str, Any]) -> None:
+        """``facts`` get what is found out from here on."""
+        self._facts = facts
         if self._system:
             process = dict(self._guest.get("process") or {})
             env = [one for one in process.get("env") or () if not one.startswith("HOSTNAME=")]
@@ -282,9 +297,9 @@ class Freezer(Watcher):
         else:
             self._warm_up()
 
-    def _open(self, number: int, kind: str, **words: Any) -> None:
+    def _open(self, number: int, kind: str, *, stdout_fd: int = -1, **words: Any) -> None:
         self.session = GuestProcess(
-            self._link, number, (-1, -1, -1), watcher=self, post=self._loop.post
+            self._link, number, (-1, stdout_fd, -1), watcher=self, post=self._loop.post
         )
         self.session.open(open_frame(number, {"kind": kind, **words}))
 
@@ -302,17 +317,30 @@ class Freezer(Watcher):
 
     def started(self, session: Session) -> None:
         if session.number == protocol.PAYLOAD_SESSION:  # the init runs: until it is up and quiet
-            self._settling = True
+            self._init_runs()
             self._number += 1
-            self._open(self._number, "errand", what="settle")
+            self._answer_fd, write = os.pipe2(os.O_CLOEXEC)
+            self._open(self._number, "errand", stdout_fd=write, what="settle")
 
     def ended(self, session: Session, exit_code: int) -> None:
-        self._settling = False
+        if self._answer_fd >= 0:
+            self._facts["failed_units"] = self._take_answer()
         self._next()
 
+    def _take_answer(self) -> list[str]:
+        """Of the errand that has ended: a pipe is all there is to read, and nobody writes more."""
+        with os.fdopen(self._answer_fd, "rb", buffering=0) as answer:
+            self._answer_fd = -1
+            try:
+                names = protocol.decode_json(answer.read(_ANSWER_LIMIT_BYTES)).get("failed_units")
+            except protocol.ProtocolError:
+                return []
+        names = names if isinstance(names, list) else []
+        return [printable(str(name))[:100] for name in names[:_MOST_FAILED]]
+
     def failed(self, session: Session, error: TwofoldError) -> None:
-        if self._settling or session.number == protocol.PAYLOAD_SESSION:
-            self._failed(error.message)
+        if self._answer_fd >= 0 or session.number == protocol.PAYLOAD_SESSION:
+            self._failed(error.message, *([error.hint] if error.hint else []))
         else:
             self._next()  # an image without a shell is warm enough
 

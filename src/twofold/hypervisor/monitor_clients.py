@@ -12,7 +12,7 @@
     {"op": "hold"}          answers {"event": "held"} once nothing is half-said on the agent's port;
         nothing more is said until this connection is closed
 
-A client that closes its connection hangs its session up.
+A client that closes its connection hangs its session up; an errand that waits for a device ends.
 """
 
 import os
@@ -24,9 +24,7 @@ from typing import Any, Protocol
 from twofold.errors import Conflict, InvalidInput, TwofoldError
 from twofold.hypervisor.monitor_loop import Loop
 from twofold.hypervisor.monitor_session import Session, Watcher
-from twofold.linux import sockets
-
-SIGRTMIN = 34
+from twofold.linux import signals, sockets
 
 
 class Machine(Protocol):
@@ -98,6 +96,9 @@ class Clients:
         request, fds = received
         if request is None:
             if client.session:
+                if client.plugs:
+                    # Else it goes on waiting for its device, and takes the next of that name.
+                    client.session.signal(signal.SIGKILL)
                 client.session.hang_up()
             self.gone(client)
             return
@@ -118,6 +119,7 @@ class Clients:
             opening = {key: request[key] for key in keys if key in request}
             opening["kind"] = request["op"]
             client.session = self._machine.open_session(client, opening, stdio)
+            client.plugs = request["op"] == "errand" and request.get("what") == "plug"
         except TwofoldError as error:
             close_all({*fds, *stdio} - {-1})
             client.refuse(error)
@@ -129,6 +131,7 @@ class _Client(Watcher):
     def __init__(self, sock: socket.socket, clients: Clients) -> None:
         self.sock, self._clients = sock, clients
         self.session: Session | None = None
+        self.plugs = False  # an errand of what is plugged in, or is about to go
 
     def held(self) -> None:
         self._tell({"event": "held"})
@@ -188,15 +191,7 @@ def _arrange(request: dict[str, Any], fds: list[int]) -> tuple[int, int, int]:
 
 def signal_number(word: object) -> int:
     """``SIGINT``, ``INT``, ``SIGRTMIN+3`` or a number. Raises ValueError."""
-    if isinstance(word, int) and not isinstance(word, bool):
-        number = word
-    else:
-        name = str(word).upper().removeprefix("SIG")
-        base, _, offset = name.partition("+")
-        if base == "RTMIN":
-            number = SIGRTMIN + int(offset or 0)
-        else:
-            number = int(signal.Signals[f"SIG{name}"]) if not name.isdigit() else int(name)
-    if not 0 < number < 65:
+    number = signals.number_of(str(word))
+    if not number:
         raise ValueError(f"signal {word!r}")
     return number

@@ -19,8 +19,9 @@ from twofold.hypervisor.monitor_agent_work import Work
 from twofold.hypervisor.monitor_birth import Birth, Events
 from twofold.hypervisor.monitor_control import InnerControl
 from twofold.hypervisor.monitor_session import Session, Watcher
+from twofold.linux import signals
 
-_ASK_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGPWR, monitor.SIGRTMIN + 3)
+_ASK_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGPWR, signals.FIRST_REAL_TIME + 3)
 _SHUTDOWN_S = 3.0
 _SESSION_LIMIT = 32
 _ALONE = "it runs an operating system of its own, with no agent of Twofold in it"

@@ -36,7 +36,6 @@ _CLICK_S = 0.06
 _AXIS_LIMIT = 0x7FFF  # of an absolute pointer
 _STEP_LIMIT = 100  # a PS/2 mouse reports at most 127 at a time
 _BUTTONS = {"left": ("left",), "right": ("right",), "middle": ("middle",)}
-CLICKS = (*_BUTTONS, "double")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,6 +43,7 @@ from twofold.image.unpack import Unpacked, require_digest, unpack
 from twofold.image.workspace import locked, storage_errors
 from twofold.model.image import Image
 from twofold.model.progress import Progress, silent
+from twofold.storage import trees
 
 SOURCE = "io.twofold.source"
 ORIGIN = "io.twofold.origin"
@@ -206,7 +207,7 @@ class ImageStore:
                 yield path
             finally:
                 try:
-                    workspace.remove_tree(path)
+                    trees.remove(path)
                 finally:
                     os.close(alive)
 
@@ -236,7 +237,7 @@ class ImageStore:
         trash = os.path.join(working, "trash")
         with storage_errors("unpack a layer"):
             for path, mode in ((place, 0o755), (trash, 0o700)):
-                workspace.remove_tree(path)
+                trees.remove(path)
                 os.mkdir(path, mode)
                 os.chmod(path, mode)
             found = unpack(

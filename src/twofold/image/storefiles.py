@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from twofold.image import workspace
 from twofold.image.workspace import locked
+from twofold.storage import trees
 
 _RESERVE_BYTES = 256 << 10
 _T = TypeVar("_T")
@@ -30,7 +31,7 @@ class StoreFiles:
         place, alive = self._with_reserve(lambda: workspace.make(self.tmp))
         try:
             os.rename(path, os.path.join(place, "gone"))
-            workspace.remove_tree(place)
+            trees.remove(place)
         finally:
             os.close(alive)
 

@@ -4,12 +4,11 @@ import errno
 import fcntl
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from twofold.errors import NoSpace, TwofoldError
-from twofold.linux.openat2 import RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, openat2
+from twofold.storage import trees
 
 # A file in a working directory that names one more directory of the same work, in a place that
 # is on another file system or open to others.
@@ -70,7 +69,7 @@ def remove_stale(parent: str) -> None:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove_elsewhere(entry.path)
-            remove_tree(entry.path)
+            trees.remove(entry.path)
         except BlockingIOError:
             pass  # its maker lives
         finally:
@@ -85,51 +84,7 @@ def _remove_elsewhere(place: str) -> None:
         return
     if os.path.basename(path).startswith(ELSEWHERE_PREFIX) and os.path.lexists(path):
         if os.lstat(path).st_uid == os.geteuid():  # nobody else's of the same name
-            remove_tree(path)
-
-
-def remove_tree(path: str) -> None:
-    """Remove a directory of any depth and shape, following nothing.
-
-    Subdirectories are moved up to the top before they are emptied: no recursion, no path that
-    grows too long, two descriptors at most. Nothing happens when it is not there. Stops with
-    OSError at a mount, whose content is not of this tree: not even a bind mount is entered.
-    """
-    try:
-        top = os.open(path, _DIRECTORY)
-    except FileNotFoundError:
-        return
-    token = secrets.token_hex(8)
-    count = 0
-    try:
-        pending: list[str] = _empty(top)
-        while pending:
-            name = pending.pop()
-            fd = openat2(top, name, _DIRECTORY, resolve=RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS)
-            try:
-                for child in _empty(fd):
-                    count += 1
-                    moved = f".{token}.{count}"
-                    os.rename(child, moved, src_dir_fd=fd, dst_dir_fd=top)
-                    pending.append(moved)
-            finally:
-                os.close(fd)
-            os.rmdir(name, dir_fd=top)
-    finally:
-        os.close(top)
-    os.rmdir(path)
-
-
-def _empty(fd: int) -> list[str]:
-    """Unlink all but the subdirectories, whose names are returned."""
-    directories = []
-    with os.scandir(fd) as entries:
-        for entry in entries:
-            if stat.S_ISDIR(entry.stat(follow_symlinks=False).st_mode):
-                directories.append(entry.name)
-            else:
-                os.unlink(entry.name, dir_fd=fd)
-    return directories
+            trees.remove(path)
 
 
 def write_atomically(path: str, data: bytes, *, spool: str) -> None:

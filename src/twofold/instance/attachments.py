@@ -113,8 +113,8 @@ def free_tag(facts: dict[str, Any]) -> str:
 
 
 def changed(facts: dict[str, Any], **now: Any) -> dict[str, Any]:
-    """The facts after a change of what is attached."""
-    after = {**facts, "attached": {**facts["attached"], **now}}
+    """The facts after a change of what is attached, which only a virtual machine's tell."""
+    after = {**facts, "attached": {**facts["attached"], **now}} if "attached" in facts else facts
     return {**after, "hotplugged": in_words(after)}
 
 

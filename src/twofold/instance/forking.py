@@ -9,14 +9,13 @@ come into being or none; when the daemon dies meanwhile, each is whole or none.
 import asyncio
 import logging
 import os
-import shutil
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from twofold.errors import IllegalState, InvalidInput, NoSpace, TwofoldError, Unsupported
 from twofold.hypervisor import standstill
-from twofold.instance import attachments, names, own_os, own_os_files, ownership, vm
+from twofold.instance import attachments, full_disk, names, own_os, own_os_files, ownership, vm
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.creation import Creation
 from twofold.instance.lifecycle import Lifecycle
@@ -24,7 +23,7 @@ from twofold.instance.record import Record
 from twofold.instance.trees import remove_tree
 from twofold.model.instance import InstanceSpec, State
 from twofold.operations import Operation
-from twofold.storage import disk, snapshots
+from twofold.storage import disk, snapshots, trees
 
 MOST = 100
 SCRATCH = ".fork-"  # directories of this name are nobody's once the daemon has ended
@@ -208,7 +207,7 @@ class Forks:
                 give(f"{scratch}/{name}", f"{target}/{name}")
             return
         upper = f"{target}/upper"
-        shutil.rmtree(upper)
+        trees.remove(upper)
         (os.rename if last else ownership.copy_tree)(f"{scratch}/upper", upper)
         ownership.shift(upper, record.id_base - parent.id_base)
 
@@ -229,15 +228,18 @@ def spec_in_force(parent: Record) -> InstanceSpec:
 
 def _check(parent: Record) -> None:
     parent.refuse_removed()
-    if parent.state not in (State.RUNNING, State.PAUSED):
+    name, state = parent.name, parent.state
+    if state not in (State.RUNNING, State.PAUSED):
+        verb = "resume" if state is State.SUSPENDED else "start"
         raise IllegalState(
-            f"{parent.name!r} is {parent.state.value}: only what runs can be forked",
-            hint=f"twofold start {parent.name}",
+            f"{name!r} is {state.value}: only what runs can be forked",
+            hint=f"twofold {verb} {name}; twofold fork {name}",
         )
-    if parent.is_vm and parent.state is State.PAUSED:
+    if parent.is_vm and state is State.PAUSED:
+        reason = f" ({parent.halted})" if parent.halted else ""
         raise IllegalState(
-            f"{parent.name!r} is paused: its guest has to answer before it is copied",
-            hint=f"twofold resume {parent.name}; twofold fork {parent.name}",
+            f"{name!r} is paused{reason}: its guest has to answer before it is copied",
+            hint=full_disk.HINT if reason else f"twofold resume {name}; twofold fork {name}",
         )
     if parent.has_own_os:
         raise own_os.no_twofold(

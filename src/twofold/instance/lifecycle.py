@@ -17,7 +17,7 @@ from typing import Any
 
 from twofold.errors import NoSpace, NotFound, RuntimeFailed, TwofoldError
 from twofold.hypervisor import standstill
-from twofold.instance import full_disk, restart_policy, states
+from twofold.instance import full_disk, init_words, restart_policy, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.place import ImageRoot, Place, hostname_of
 from twofold.instance.process import main_process, signal_name, stop_timeout_s
@@ -226,7 +226,7 @@ class Lifecycle:
             record,
             state=state,
             pid=None,
-            exit_code=None if sleeps else event.get("exit_code"),
+            exit_code=None if sleeps else init_words.exit_code(record),
             oom_killed=bool(event.get("oom_killed")),
             finished_at=event.get("at") or now(),
             error=None if sleeps else _reason(event),
@@ -346,7 +346,7 @@ class Lifecycle:
         """Send the payload its stop signal; whether it has ended in time. Records nothing."""
         if timeout_s <= 0 or record.exit_event is not None:
             return record.exit_event is not None
-        signal = record.main.stop_signal if record.main else "SIGTERM"
+        signal = init_words.stop_signal(record)
         try:
             await self._keeper.call("signal", id=record.id, signal=signal)
         except TwofoldError as error:

@@ -10,6 +10,7 @@ import struct
 import subprocess
 
 from twofold.errors import NoSpace, RuntimeFailed
+from twofold.storage import trees
 
 _CAPABILITY = "security.capability"
 _REVISION_3 = 0x03000000
@@ -18,8 +19,10 @@ _REVISION_MASK = 0xFF000000
 
 def copy_tree(source: str, target: str) -> None:
     """``cp -a``, with reflinks. ``target`` does not exist. Raises NoSpace, RuntimeFailed."""
+    # It dies with us: the next daemon cleans up where it would go on writing.
+    with_us = ("setpriv", "--pdeathsig", "KILL")
     done = subprocess.run(
-        ["cp", "-a", "--reflink=auto", "--sparse=auto", "--", source, target],
+        [*with_us, "cp", "-a", "--reflink=auto", "--sparse=auto", "--", source, target],
         capture_output=True,
         text=True,
         errors="replace",
@@ -35,10 +38,8 @@ def shift(tree: str, by: int) -> None:
     if by:
         seen: set[int] = set()
         _shift(tree, by, seen)
-        for folder, folders, files, fd in os.fwalk(tree, follow_symlinks=False):
-            del folder
-            for name in (*folders, *files):
-                _shift(name, by, seen, dir_fd=fd)
+        for entry in trees.walk(tree):
+            _shift(entry.name, by, seen, dir_fd=entry.fd)
 
 
 def _shift(name: str, by: int, seen: set[int], *, dir_fd: int | None = None) -> None:

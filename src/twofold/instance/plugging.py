@@ -25,7 +25,7 @@ from twofold.errors import (
     Unsupported,
 )
 from twofold.hypervisor import machine, places, plugging
-from twofold.instance import attachments, berths, states, vm
+from twofold.instance import attachments, berths, full_disk, vm
 from twofold.instance.berths import Berths, OwnBerths
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.container import volume_mounts
@@ -34,14 +34,13 @@ from twofold.instance.lifecycle import Lifecycle
 from twofold.instance.place import files_of, hostname_of
 from twofold.instance.record import Record
 from twofold.linux import tun
-from twofold.model.instance import InstanceSpec, State, Volume
+from twofold.model.instance import InstanceSpec, Volume
 from twofold.model.plugging import PlugWish, UnplugWish
 from twofold.operations import Operation
 from twofold.runtime.plan import Mount, Network
 from twofold.storage import disk
 
 _MOST_VOLUMES = 64
-_AT_REST = (State.CREATED, State.STOPPED)
 
 log = logging.getLogger("twofold.instance")
 
@@ -77,7 +76,7 @@ class Plugging:
 
     async def _check(self, record: Record, verb: str) -> None:
         record.refuse_removed()
-        states.check(verb, record.state, record.name)
+        full_disk.check(verb, record)
         await self._settle(record)
         if record.facts.get("plugging"):
             raise IllegalState(
@@ -353,13 +352,12 @@ class Plugging:
 
     async def _stays(self, record: Record) -> None:
         facts = {name: item for name, item in record.facts.items() if name != "plugging"}
-        facts["hotplugged"] = attachments.in_words(facts)
+        facts = attachments.changed(facts)
         await self._rooms.records.save(record, facts=facts, **_network(record))
 
     async def _begin(self, record: Record, intent: dict[str, Any], words: str) -> None:
         before = record.facts
-        facts = {**before, "plugging": {**intent, "words": words}}
-        facts["hotplugged"] = attachments.in_words(facts)
+        facts = attachments.changed({**before, "plugging": {**intent, "words": words}})
         try:
             await self._rooms.records.save(record, facts=facts)
         except BaseException:  # a full disk, or who asked for it has left: nothing is under way
@@ -368,8 +366,7 @@ class Plugging:
 
     async def _done(self, record: Record, spec: InstanceSpec, **now: Any) -> None:
         facts = {name: item for name, item in record.facts.items() if name != "plugging"}
-        if "attached" in facts:
-            facts = attachments.changed(facts, **now)
+        facts = attachments.changed(facts, **now)
         await self._rooms.records.save(record, spec=spec, facts=facts, **_network(record))
         write_facts(record, self._rooms.paths.instance_dir(record.id))
 
@@ -391,7 +388,11 @@ class Plugging:
 
     async def _ask(self, record: Record, **words: Any) -> dict[str, Any]:
         run_dir = self._rooms.paths.instance_run(record.id)
-        said: dict[str, Any] = await self._rooms.machines.errand(run_dir, "plug", **words)
+        try:
+            said: dict[str, Any] = await self._rooms.machines.errand(run_dir, "plug", **words)
+        except TwofoldError as error:
+            error.hint = error.hint or f"twofold logs --console {record.name}"
+            raise
         return said
 
     async def _mount(self, record: Record, mount: Mount) -> None:

@@ -122,8 +122,11 @@ def stop_signal(spec: InstanceSpec, config: ImageConfig) -> str:
 
 def stop_timeout_s(spec: InstanceSpec) -> float:
     """How long it may take where nobody says. A machine that is cut off has to repair its disk,
-    and its init, emulated on a busy host, ends services and unmounts for 15 seconds."""
-    return 60.0 if privileges.is_machine(spec) else 10.0
+    and its init, emulated on a busy host, ends services and unmounts for 15 seconds; runit warns
+    for 14 before it begins."""
+    if privileges.is_machine(spec):
+        return 60.0
+    return 30.0 if spec.system else 10.0
 
 
 def main_process(spec: InstanceSpec, config: ImageConfig, hostname: str) -> Process:

@@ -12,8 +12,6 @@ from twofold.instance.record import Record
 from twofold.model.instance import State
 from twofold.model.paths import Paths
 
-TEXT_LIMIT = 16384  # characters at a time
-
 
 class Screens:
     def __init__(self, paths: Paths) -> None:

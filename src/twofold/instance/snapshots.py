@@ -10,11 +10,10 @@ then what runs is stopped, and one rename decides (``storage/snapshots.py``).
 
 import asyncio
 import os
-import shutil
 from contextlib import AsyncExitStack
 from typing import Any
 
-from twofold.errors import Conflict, IllegalState, TwofoldError
+from twofold.errors import Conflict, Corrupt, IllegalState, TwofoldError, Unsupported
 from twofold.hypervisor import guest_freeze
 from twofold.instance import attachments, ownership, states, waking
 from twofold.instance.collaborators import Collaborators
@@ -25,7 +24,7 @@ from twofold.instance.suspending import Suspension, check_memory, see_through, t
 from twofold.model import snapshot as model
 from twofold.model.instance import State
 from twofold.operations import Operation, StepHandle
-from twofold.storage import disk, moments
+from twofold.storage import disk, moments, trees
 from twofold.storage.snapshots import Snapshot, SnapshotStore, content
 
 # A guest's writers wait while its disk is copied; longer than this they do not.
@@ -50,6 +49,17 @@ class Snapshots:
         files = self._files(record)
         found, current = await asyncio.to_thread(lambda: (files.find(name), files.current()))
         return _shown(record, found, current)
+
+    async def verify(self, record: Record, name: str, operation: Operation) -> model.Snapshot:
+        """Read all of it and compare it with its checksums; nothing else waits for that. Raises
+        NotFound, Corrupt, Unsupported."""
+        files = self._files(record)
+        async with operation.step(f"Reading {name}"):
+            try:
+                await to_the_end(files.verify, name)
+            except (Corrupt, Unsupported) as error:
+                raise type(error)(error.message, hint=_way_out(error, record, name)) from None
+        return await self.find(record, name)
 
     # -- create -------------------------------------------------------------------------------
 
@@ -132,10 +142,17 @@ class Snapshots:
     # -- restore ------------------------------------------------------------------------------
 
     async def restore(
-        self, record: Record, name: str, operation: Operation, *, start: bool | None
+        self,
+        record: Record,
+        name: str,
+        operation: Operation,
+        *,
+        start: bool | None,
+        verified: bool | None = None,
     ) -> None:
         """The instance as it was then. ``start``: None means if it runs now, or was kept with its
-        memory. Raises NotFound, Conflict, IllegalState, NoSpace; it is as before then."""
+        memory. ``verified``: only what is what was written; None: where copying reads it in
+        any case. Raises NotFound, Corrupt, Conflict, IllegalState, NoSpace; it is as before."""
         files = self._files(record)
         async with record.lock:
             record.refuse_removed()
@@ -154,7 +171,7 @@ class Snapshots:
                 if pending:
                     undo.callback(self._lifecycle.restart_now, record)
                 async with operation.step(f"Preparing {name}"):
-                    await to_the_end(files.prepare, snapshot, copy)
+                    await self._prepare(record, files, snapshot, verified=verified)
                 if active:
                     # Its files go; what it writes to directories of the host stays.
                     gently = _GENTLE_STOP_S if record.spec.volumes else 0.0
@@ -162,7 +179,7 @@ class Snapshots:
                     record.refuse_removed()  # by force, which goes around the lock
                 # Files and row change together, also when who asked for it leaves.
                 placing = self._rooms.scope.spawn(
-                    self._put_in_place(record, files, operation),
+                    self._put_in_place(record, files, snapshot, operation),
                     name=f"restore {record.name}",
                     awaited=True,
                 )
@@ -173,15 +190,31 @@ class Snapshots:
                 # With the lock: what another restore puts in place must not be what starts here.
                 await self._lifecycle.bring_up(record, operation)
 
-    async def _put_in_place(
-        self, record: Record, files: SnapshotStore, operation: Operation
+    async def _prepare(
+        self, record: Record, files: SnapshotStore, snapshot: Snapshot, *, verified: bool | None
     ) -> None:
         try:
+            await to_the_end(lambda: files.prepare(snapshot, copy, verified=verified))
+        except Corrupt as error:
+            raise Corrupt(
+                f"{error.message}; {record.name!r} is as it was",
+                hint=_way_out(error, record, snapshot.name)
+                if verified is not False
+                else error.hint,
+            ) from None
+
+    async def _put_in_place(
+        self, record: Record, files: SnapshotStore, snapshot: Snapshot, operation: Operation
+    ) -> None:
+        try:
+            moment = snapshot.moment
+            card = await waking.network_of(self._rooms, record, moment) if moment else {}
             await to_the_end(files.commit)
         except TwofoldError:
             files.abandon()
             raise
-        await self._rooms.records.save(record, **self._restored(record, files, operation))
+        row = {**self._restored(record, files, operation), **card}
+        await self._rooms.records.save(record, **row)
         write_facts(record, self._rooms.paths.instance_dir(record.id))
 
     def _restored(
@@ -194,10 +227,10 @@ class Snapshots:
             state = State.CREATED if record.state is State.CREATED else State.STOPPED
             return {"state": state, "intent": "stopped", "error": None, "spec": kept}
         spec = waking.spec_of(kept, moment)
-        if spec != kept:
-            operation.warn(f"{record.name!r} has the memory and processors again that it had then")
-        changes = {"state": State.SUSPENDED, "intent": "stopped", "error": None}
-        return {**changes, "exit_code": None, "spec": spec}
+        if words := waking.differences(kept, spec):
+            operation.warn(f"{record.name!r} has what it had then: {', '.join(words)}")
+        changes = {"state": State.SUSPENDED, "intent": "stopped", "error": None, "exit_code": None}
+        return {**changes, "spec": spec, "facts": waking.facts_of(record.facts)}
 
     # -- remove -------------------------------------------------------------------------------
 
@@ -303,8 +336,17 @@ def copy(source: str, target: str) -> None:
         disk.copy(source, target)
 
 
+def _way_out(error: TwofoldError, record: Record, name: str) -> str:
+    if not isinstance(error, Corrupt):
+        return error.hint.replace("NAME", record.name)
+    return (
+        f"another one: twofold snapshot list {record.name}; what is left of this one, with the "
+        f"damage: twofold snapshot restore --no-verify {record.name} {name}"
+    )
+
+
 def _empty(directory: str) -> None:
-    shutil.rmtree(directory)
+    trees.remove(directory)
     os.mkdir(directory, 0o700)
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from twofold.errors import NoSpace, TwofoldError, Unsupported
 from twofold.hypervisor import machine, standstill
-from twofold.instance import attachments, own_os, states
+from twofold.instance import attachments, full_disk, own_os, states
 from twofold.instance.collaborators import Collaborators
 from twofold.instance.lifecycle import Lifecycle
 from twofold.instance.record import Record
@@ -92,7 +92,7 @@ class Suspension:
         async with record.lock:
             record.refuse_removed()
             check_memory(record)
-            states.check("suspend", record.state, record.name)
+            full_disk.check("suspend", record)
             files = self._files(record)
             async with AsyncExitStack() as undo, operation.step(f"Suspending {record.name}"):
                 scratch = await to_the_end(files.begin_suspending)

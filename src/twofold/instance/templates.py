@@ -35,8 +35,10 @@ from twofold.storage.templates import FORMAT, Opened, Template, TemplateStore, w
 
 T = TypeVar("T")
 
-# A shape that could not be frozen is booted for so long before it is tried again.
+# A shape that could not be frozen is booted for so long before it is tried again; each time that
+# it fails twice as long, for a system that does not come up is waited for ten minutes.
 _RETRY_AFTER_S = 600.0
+_RETRY_LIMIT_S = 86400.0
 _RELEASE_S = 10.0
 
 log = logging.getLogger("twofold.template")
@@ -68,8 +70,8 @@ class TemplateDesk:
         self.store = store
         self._paths, self._keeper, self._machines = paths, keeper, machines
         self._records, self._ranges, self._scope = records, ranges, scope
-        self._building: dict[str, asyncio.Task[Template]] = {}
-        self._failed: dict[str, tuple[float, str]] = {}  # by key: when, and why
+        self._building: dict[str, asyncio.Task[list[str]]] = {}
+        self._failed: dict[str, tuple[float, float, str]] = {}  # by key: till when, how long, why
 
     async def select(self) -> list[model.Template]:
         """Last used first."""
@@ -79,6 +81,15 @@ class TemplateDesk:
     async def find(self, key: str) -> model.Template:
         """By key or its unique beginning. Raises NotFound."""
         return self._shown(await asyncio.to_thread(self.store.pick, key))
+
+    async def limit(self) -> model.TemplateLimit:
+        used = sum(one.size_bytes for one in await asyncio.to_thread(self.store.list))
+        return model.TemplateLimit(limit_bytes=self.store.limit_bytes, size_bytes=used)
+
+    async def set_limit(self, limit_bytes: int) -> model.TemplateLimit:
+        """The least used that exceed it go at once. Raises NoSpace."""
+        await asyncio.to_thread(self.store.set_limit, limit_bytes)
+        return await self.limit()
 
     async def retain(self, images: Iterable[Image]) -> None:
         """Remove the templates of all other images: nobody can start one of these again."""
@@ -108,8 +119,12 @@ class TemplateDesk:
         if self._failed_lately(key, operation):
             return None
         try:
-            opened = await self._ready(key, record.spec, image, parts, operation)
+            with self.store.wanted(key):
+                opened = await self._ready(key, record.spec, image, parts, operation)
             try:
+                if self.store.is_over_limit:
+                    evicting = asyncio.to_thread(self.store.evict)
+                    self._scope.spawn(evicting, name="evict templates")
                 disk = f"{place.directory}/data.img"
                 # It takes the place of a disk that was promised; 5 ms for the few blocks it has.
                 lasts = not record.spec.auto_remove
@@ -120,7 +135,7 @@ class TemplateDesk:
                 raise
         except (TwofoldError, OSError) as error:
             if not isinstance(error, NotFound):  # one that was removed is made anew next time
-                self._failed[key] = (time.monotonic(), str(error))
+                self._put_off(key, str(error))
             log.warning("no fork of template %s: %s", key, error)
             hint = error.hint if isinstance(error, TwofoldError) else ""
             operation.warn(f"booting from cold: {error}", hint or "twofold template list")
@@ -142,11 +157,15 @@ class TemplateDesk:
         os.close(opened.data_disk)
         return Fork(plan=made, fds=(opened.memory, opened.state), template=key)
 
+    def _put_off(self, key: str, reason: str) -> None:
+        before_s = self._failed[key][1] if key in self._failed else _RETRY_AFTER_S / 2
+        wait_s = min(2 * before_s, _RETRY_LIMIT_S)
+        self._failed[key] = (time.monotonic() + wait_s, wait_s, reason)
+
     def _failed_lately(self, key: str, operation: Operation) -> bool:
-        at, reason = self._failed.get(key, (-_RETRY_AFTER_S, ""))
-        wait_s = at + _RETRY_AFTER_S - time.monotonic()
+        until, _, reason = self._failed.get(key, (-math.inf, 0.0, ""))
+        wait_s = until - time.monotonic()
         if wait_s <= 0:
-            self._failed.pop(key, None)
             return False
         operation.warn(
             f"booting from cold: {reason}",
@@ -195,7 +214,14 @@ class TemplateDesk:
             task.add_done_callback(lambda _: self._building.pop(key, None))
         async with operation.step(f"Booting {spec.image} once, as a template"):
             # Shielded: others may wait for it, and the next start wants it too.
-            await asyncio.shield(task)
+            failed = await asyncio.shield(task)
+        if failed:
+            operation.warn(
+                f"units of {spec.image} failed while its template was made, and have in all that "
+                f"start from it: {', '.join(failed)}",
+                f"twofold template rm {key}    # the next start makes it anew",
+            )
+        self._failed.pop(key, None)
         opened = await self._open(key)
         if opened is None:
             raise NotFound(f"template {key} was removed meanwhile")
@@ -213,7 +239,8 @@ class TemplateDesk:
 
     async def _build(
         self, key: str, spec: InstanceSpec, image: ImageRoot, parts: MachineParts
-    ) -> Template:
+    ) -> list[str]:
+        """Names of units of its system that failed."""
         scratch = await asyncio.to_thread(self.store.begin, key)
         ram = state = -1
         try:
@@ -227,12 +254,14 @@ class TemplateDesk:
             state = os.open(f"{scratch}/state", flags, 0o600)
             facts = await self._freeze(made, (ram, state))
             boot_id = str(facts.pop("boot_id", ""))
+            failed = [str(name) for name in facts.pop("failed_units", ())]
             if boot_id:
                 await asyncio.to_thread(wipe, ram, boot_id)
             kept, ram = ram, -1
-            return await asyncio.to_thread(
+            await asyncio.to_thread(
                 self.store.keep, key, kept, facts=facts, shape=_shape(spec, image, parts)
             )
+            return failed
         except BaseException:
             await asyncio.to_thread(self.store.abandon, key)
             raise

@@ -2,16 +2,16 @@
 
 import asyncio
 import os
-import shutil
+
+from twofold.storage import trees
 
 
 async def remove_tree(path: str) -> None:
     """Remove a directory tree that other processes may have filled with anything."""
 
     def remove() -> None:
-        # Symlinks inside are not followed: rmtree works by descriptor here.
-        shutil.rmtree(path, ignore_errors=True)
+        trees.discard(path)
         if os.path.lexists(path):
-            shutil.rmtree(path)
+            trees.remove(path)
 
     await asyncio.to_thread(remove)

@@ -191,6 +191,8 @@ class VmWall:
                 moment=vm.this_moment(),
             )
         )
+        # What it goes on with; the wish may promise another size for its next start.
+        has = waking.spec_of(record.spec, moment) if moment else record.spec
         facts = {
             "template": fork.template if fork else None,
             "boots_because": boots,
@@ -201,8 +203,8 @@ class VmWall:
             "hardware": record.spec.hardware.value,
             "hypervisor_id_range": [record.id_base, record.id_base + 65535],
             **attachments.at_start(record.spec, card=place.network is not None),
-            "limits": limits_of(record.spec),
-            "virtual_cpus": vm.virtual_cpus(record.spec),
+            "limits": limits_of(has),
+            "virtual_cpus": vm.virtual_cpus(has),
         }
         if record.spec.arch:
             facts["processor"] = vm.architecture(record.spec)

@@ -80,7 +80,6 @@ NUMBERS = _NUMBERS_COMMON | (
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
-AT_SYMLINK_NOFOLLOW = 0x100
 
 
 def syscall(name: str, *args: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:

@@ -60,16 +60,6 @@ ATTR_NOSYMFOLLOW = 0x200000
 # f_type of statfs(2)
 PROC_SUPER_MAGIC = 0x9FA0
 SYSFS_MAGIC = 0x62656572
-CGROUP2_SUPER_MAGIC = 0x63677270
-
-ATTRIBUTES = {
-    "ro": ATTR_RDONLY,
-    "nosuid": ATTR_NOSUID,
-    "nodev": ATTR_NODEV,
-    "noexec": ATTR_NOEXEC,
-    "noatime": ATTR_NOATIME,
-    "strictatime": ATTR_STRICTATIME,
-}
 
 
 def mount(source: str, target: str, *, fstype: str = "", flags: int = 0, data: str = "") -> None:

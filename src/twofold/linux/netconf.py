@@ -34,17 +34,20 @@ def configure_loopback() -> None:
 
 
 def configure_interface(
-    name: str, address: str, *, prefix: int, gateway: str = "", mtu_bytes: int = 0
+    name: str, address: str, *, prefix: int, gateway: str = "", mtu_bytes: int = 0, mac: str = ""
 ) -> None:
     """Give ``name`` its address, bring it up, and route everything else over ``gateway``.
 
-    Repeating it with the same values changes nothing. Raises OSError naming what failed, and
-    ValueError for a prefix out of range.
+    ``mac`` is a hardware address for a link that is down. Repeating it with the same values changes
+    nothing. Raises OSError naming what failed, and ValueError for a prefix out of range.
     """
     if not 0 <= prefix <= 32:
         raise ValueError(f"prefix {prefix} is not between 0 and 32")
     netmask = (0xFFFFFFFF << (32 - prefix)) & 0xFFFFFFFF
     with _Control() as sock:
+        if mac:
+            packed = struct.pack("=H", _ARPHRD_ETHER) + bytes.fromhex(mac.replace(":", ""))
+            _ioctl(sock, _SIOCSIFHWADDR, _request(name, packed), name)
         if mtu_bytes:
             request = _request(name, struct.pack("=i", mtu_bytes))
             _ioctl(sock, _SIOCSIFMTU, request, name)
@@ -83,23 +86,26 @@ def lower_link(name: str) -> None:
         _ioctl(sock, _SIOCSIFFLAGS, _request(name, struct.pack("=H", flags)), name)
 
 
-def set_hardware_address(name: str, mac: str) -> None:
-    """Give a link that is down another MAC address."""
-    packed = bytes.fromhex(mac.replace(":", ""))
-    with _Control() as sock:
-        body = struct.pack("=H", _ARPHRD_ETHER) + packed
-        _ioctl(sock, _SIOCSIFHWADDR, _request(name, body), name)
-
-
 class _Control:
     """The socket that the ioctls go through; the bare ``_socket`` is no context manager."""
 
+    kept: Socket | None = None
+    keeper = 0
+
     def __enter__(self) -> Socket:
-        self._socket = Socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC)
+        mine = self.kept if self.keeper == os.getpid() else None
+        self._socket = mine or Socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC)
         return self._socket
 
     def __exit__(self, *reason: object) -> None:
-        self._socket.close()
+        if self._socket is not self.kept:
+            self._socket.close()
+
+
+def keep_socket() -> None:
+    """Use one socket for all that follows in this process, which stays in its network namespace.
+    Its children open others: they close what they inherit."""
+    _Control.kept, _Control.keeper = Socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC), os.getpid()
 
 
 def _request(name: str, body: bytes) -> bytes:

@@ -102,7 +102,13 @@ def _call(commands: str, flags: int) -> str:
             output: bytes = found.nft_ctx_get_output_buffer(context) or b""
             return output.decode("utf-8", "replace")
         finally:
-            found.nft_ctx_free(context)
+            # Closing its socket waits until nobody uses what was removed any more: 10 ms.
+            threading.Thread(target=_free, args=(found, context), daemon=True).start()
+
+
+def _free(found: ctypes.CDLL, context: int) -> None:
+    with _LOCK:
+        found.nft_ctx_free(context)
 
 
 def _call_program(commands: str, flags: int) -> str:

@@ -24,7 +24,6 @@ PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
-PR_SET_SECUREBITS = 28
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_CHILD_SUBREAPER = 36
 _KEYCTL_JOIN_SESSION_KEYRING = 1
@@ -110,6 +109,14 @@ def stat_of(pid: int) -> tuple[str, int]:
     finally:
         os.close(fd)
     return fields[0].decode(), int(fields[19])
+
+
+def die_with(parent: int) -> None:
+    """SIGKILL to the caller, who has just been forked, when its ``parent`` ends; at once if it has.
+    Taking other user ids undoes it."""
+    prctl(PR_SET_PDEATHSIG, 9)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), 9)
 
 
 def pidfd_send_signal(pidfd: int, number: int, *, group: bool = False) -> None:

@@ -9,7 +9,6 @@ times (see ``registry.py``).
 """
 
 import asyncio
-import errno
 import re
 import secrets
 import time
@@ -17,7 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from twofold.errors import NoSpace, TwofoldError
+from twofold.errors import TwofoldError, no_space
 from twofold.model.operation import Operation as OperationModel
 from twofold.model.operation import OperationStatus
 from twofold.model.operation import Step as StepModel
@@ -236,11 +235,9 @@ def name_in_hint(error: TwofoldError, subject: str) -> None:
 
 
 def unexpected(error: BaseException) -> TwofoldError:
-    """What a user sees of a failure nobody foresaw: the cause in one line, the rest in the log.
-    A full disk may be met anywhere and is nobody's fault: it is said as what it is."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = f" for {error.filename!r:.200}" if error.filename else ""
-        return NoSpace(f"no space left on the disk{place}", hint="df -h")
+    """What a user sees of a failure nobody foresaw: the cause in one line, the rest in the log."""
+    if (full := no_space(error)) is not None:
+        return full
     cause = str(error).split("\n", 1)[0][:300] or "no message"
     return TwofoldError(
         f"unexpected {type(error).__name__}: {cause}",

@@ -71,8 +71,10 @@ def owner_namespace(id_base: int, user: int) -> int:
 
 def make_namespace(uid_map: IdMap, gid_map: IdMap) -> int:
     """A user namespace with nobody in it, for idmapped mounts: (inside, outside, count) each."""
+    ours = os.getpid()
     pid, pidfd = process.clone(process.CLONE_NEWUSER)
     if pid == 0:
+        process.die_with(ours)  # or it would wait for ever, with all that we have open
         while True:
             _signal.pause()
     try:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 
-from twofold.errors import RuntimeFailed, TwofoldError
 from twofold.guest.identity import Identity
 from twofold.linux import process, sockets, title
 from twofold.record import dataclass
@@ -147,9 +146,7 @@ def _joining_process(
         else:
             wire.send(sync, {"pid": pid}, (pidfd,))
             code = 0
-    except TwofoldError as error:
-        wire.report(sync, error)
     except BaseException as error:
-        wire.report(sync, RuntimeFailed(f"{type(error).__name__}: {error}"))
+        wire.report(sync, error)
     finally:
         os._exit(code)

@@ -172,11 +172,8 @@ class Keeper:
             if operation is None:
                 raise InvalidInput(f"unknown operation {message.get('op')!r}")
             operation(message, fds, reply)
-        except TwofoldError as error:
-            reply({"error": error.to_dict()})
         except Exception as error:
-            failed = RuntimeFailed(f"{type(error).__name__}: {error}", hint="twofold doctor")
-            reply({"error": failed.to_dict()})
+            reply({"error": wire.as_ours(error, hint="twofold doctor").to_dict()})
         finally:
             for fd in fds:
                 os.close(fd)

@@ -45,11 +45,13 @@ class LateMount:
         self._done = done
         self._said: TwofoldError | None = RuntimeFailed("it ended before it was done", hint=_LIVES)
         ours, theirs = sockets.pair()
+        keeper = os.getpid()
         child, child_pidfd = process.clone(0)
         if child == 0:
             ours.close()
+            process.die_with(keeper)  # whoever is told that it failed may undo it
             process.close_descriptors({0, 1, 2, pidfd, theirs.fileno()})
-            _run(pid, pidfd, change, theirs)
+            _run(pid, pidfd, change, theirs, keeper)
         theirs.close()
         self._sync = ours
         self._child = Mortal(loop, vault, child, child_pidfd, self._ended)
@@ -68,14 +70,14 @@ class LateMount:
         self._done(self._said)
 
 
-def _run(pid: int, pidfd: int, change: Mount, sync: socket.socket) -> NoReturn:
+def _run(pid: int, pidfd: int, change: Mount, sync: socket.socket, keeper: int) -> NoReturn:
     code = 125
     try:
         process.prctl(process.PR_SET_DUMPABLE, 0)
         if change.kind == "bind":
-            _put(pid, pidfd, change)
+            _put(pid, pidfd, change, keeper)
         else:
-            _take(pidfd, change)
+            _take(pidfd, change, keeper)
         wire.send(sync, {"done": True})
         code = 0
     except TwofoldError as error:
@@ -86,7 +88,7 @@ def _run(pid: int, pidfd: int, change: Mount, sync: socket.socket) -> NoReturn:
         os._exit(code)
 
 
-def _put(pid: int, pidfd: int, change: Mount) -> None:
+def _put(pid: int, pidfd: int, change: Mount, keeper: int) -> None:
     users = idmap.open_user_namespace(pid)
     if change.idmap in idmap.OWNERS:
         with open(f"/proc/{pid}/uid_map", encoding="ascii") as file:
@@ -98,24 +100,26 @@ def _put(pid: int, pidfd: int, change: Mount) -> None:
         binds = {0: source}
         mount_locks.lock(binds)
         source = binds[0]
-    root = _enter(pidfd)
+    root = _enter(pidfd, keeper)
     lm.move_mount(source, mount_targets.open_target(root, change.target, kind="", source_fd=source))
 
 
-def _enter(pidfd: int) -> int:
+def _enter(pidfd: int, keeper: int) -> int:
     """Its root, as its own root user."""
     process.setns(pidfd, _NAMESPACES)
     os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
+    process.die_with(keeper)  # with other ids: once more
     os.umask(0)
     return os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def _take(pidfd: int, change: Mount) -> None:
+def _take(pidfd: int, change: Mount, keeper: int) -> None:
     folder, _, name = os.path.normpath(change.target).rpartition("/")
     try:
-        os.fchdir(openat2.open_in_root(_enter(pidfd), folder or "/", os.O_PATH | os.O_DIRECTORY))
+        root = _enter(pidfd, keeper)
+        os.fchdir(openat2.open_in_root(root, folder or "/", os.O_PATH | os.O_DIRECTORY))
         lm.umount(name, lm.UMOUNT_NOFOLLOW | (lm.MNT_DETACH if "lazy" in change.options else 0))
     except OSError as error:
         if error.errno == errno.EBUSY:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import socket
 
 _BATCH = 32  # descriptors per message
+_KILLED = "dmesg tells whether the kernel ended it for lack of memory; if so, try again"
 
 
 def lock(binds: dict[int, int]) -> None:
@@ -54,7 +55,8 @@ def _received(sock: socket.socket, count: int) -> list[int]:
             for fd in fds:
                 os.close(fd)
             reason = data.decode("utf-8", "replace") or "the helper died"
-            raise RuntimeFailed(f"the options of a bind mount cannot be locked: {reason}")
+            words = f"the options of a bind mount cannot be locked: {reason}"
+            raise RuntimeFailed(words, hint=_KILLED)
     return fds
 
 

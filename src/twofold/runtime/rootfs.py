@@ -12,7 +12,7 @@ a symlink in an image leads nowhere else. This module decides nothing: the plan 
 import os
 import stat
 
-from twofold.errors import RuntimeFailed
+from twofold.errors import RuntimeFailed, no_space
 from twofold.linux import mount as lm
 from twofold.linux import openat2
 from twofold.record import dataclass
@@ -103,10 +103,30 @@ def _overlay(plan: SandboxPlan, range_fd: int, scratch_dir: str) -> int:
         if plan.rootfs.volatile:
             _forget_volatile(plan.rootfs.work)
             options["volatile"] = None
-        return lm.new_filesystem("overlay", options, attributes=lm.ATTR_NODEV)
+        root_fd = lm.new_filesystem("overlay", options, attributes=lm.ATTR_NODEV)
+        _check_writable(root_fd, plan.rootfs.work)
+        return root_fd
     finally:
         for name in attached:
             lm.umount(name)
+
+
+def _check_writable(root_fd: int, work: str) -> None:
+    """Where overlayfs cannot make a directory of its own in ``work`` (a full disk), it says so in
+    the kernel's log alone and mounts read-only. Closes ``root_fd`` then; raises NoSpace,
+    RuntimeFailed."""
+    if not os.fstatvfs(root_fd).f_flag & os.ST_RDONLY:
+        return
+    os.close(root_fd)
+    try:
+        os.mkdir(f"{work}/room")
+        os.rmdir(f"{work}/room")
+        reason = "overlayfs mounted it read-only"
+    except OSError as error:
+        if (full := no_space(error)) is not None:
+            raise full from None
+        reason = str(error)
+    raise RuntimeFailed(f"the root cannot be written to: {reason}", hint="dmesg | tail; df -h")
 
 
 def let_go_of_layers(scratch_dir: str) -> None:

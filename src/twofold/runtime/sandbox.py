@@ -19,7 +19,7 @@ from __future__ import annotations
 import fcntl
 import os
 
-from twofold.errors import RuntimeFailed, TwofoldError
+from twofold.errors import RuntimeFailed
 from twofold.guest.identity import Identity
 from twofold.linux import netconf, process, sockets, title, tun
 from twofold.record import dataclass, field
@@ -219,10 +219,8 @@ def _first_process(
     try:
         group.enter()
         code = _build_and_run(plan, host, sync, opened)
-    except TwofoldError as error:
-        wire.report(sync, error)
     except BaseException as error:
-        wire.report(sync, RuntimeFailed(f"{type(error).__name__}: {error}"))
+        wire.report(sync, error)
     finally:
         os._exit(code)
 

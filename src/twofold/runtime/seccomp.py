@@ -64,6 +64,8 @@ _QEMU_REFUSED = frozenset(
 _NAMESPACE_FLAGS = 0x7E020000
 _AF_ALLOWED = (1, 2, 10, 16, 17)  # unix, inet, inet6, netlink, packet
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
+# reboot(2) by which an init ends its own PID namespace: restart, halt, power off.
+_ENDS = (0x01234567, 0xCDEF0123, 0x4321FEDC)
 
 PROFILES = ("default", "system", "qemu")
 
@@ -80,7 +82,19 @@ def profile(name: str) -> Seccomp:
     special = [Rule(names=("clone3",), action=rules.ERRNO | errno.ENOSYS), *_by_argument()]
     if name == "system":
         names |= set(_SYSTEM.split()) | {"clone", "socket", "personality"}
-        special = []
+        special = [
+            Rule(
+                names=("reboot",),
+                action=rules.ALLOW,
+                conditions=(
+                    # 32 bits of it: musl extends the sign.
+                    Condition(
+                        argument=2, operator="SCMP_CMP_MASKED_EQ", value=0xFFFFFFFF, second=word
+                    ),
+                ),
+            )
+            for word in _ENDS
+        ]
     if name == "qemu":
         names -= _QEMU_REFUSED
     return Seccomp(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 
+from twofold.errors import RuntimeFailed, TwofoldError, no_space
 from twofold.guest import jsontext
 from twofold.linux import sockets
 
@@ -15,8 +16,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from typing import Any
-
-    from twofold.errors import TwofoldError
 else:
     import _socket as socket
 
@@ -35,8 +34,16 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     return sockets.receive_object(sock, jsontext.loads)
 
 
-def report(sock: socket.socket, error: TwofoldError) -> None:
+def as_ours(error: BaseException, *, hint: str = "") -> TwofoldError:
+    """What crosses a socket of a failure that may be nobody's own."""
+    if isinstance(error, TwofoldError):
+        return error
+    return no_space(error) or RuntimeFailed(f"{type(error).__name__}: {error}", hint=hint)
+
+
+def report(sock: socket.socket, failure: BaseException) -> None:
     """The last message of a process in the making; on stderr when nobody listens any more."""
+    error = as_ours(failure)
     try:
         send(sock, {"error": error.to_dict()})
     except OSError:

@@ -12,6 +12,7 @@ import os
 from twofold.storage.disk import sparse_copy
 
 _CHUNK_BYTES = 4 << 20
+_ZERO = bytes(_CHUNK_BYTES)
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -68,19 +69,23 @@ def write_sparse(source: int, path: str) -> None:
 def checksum(path: str) -> str:
     """SHA-256 of size, and of place and content of every block that is not zero throughout."""
     digest = hashlib.sha256()
-    zero = bytes(_CHUNK_BYTES)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        digest.update(b"%d" % os.fstat(fd).st_size)
-        at = 0
-        for start, end in extents(fd):
-            at = max(at, start - start % _CHUNK_BYTES)
-            while at < end:
-                block = os.pread(fd, _CHUNK_BYTES, at)
-                if block != zero[: len(block)]:
-                    digest.update(b"@%d:" % at)
-                    digest.update(block)
-                at += _CHUNK_BYTES
+        feed(digest, fd)
     finally:
         os.close(fd)
     return digest.hexdigest()
+
+
+def feed(digest: "hashlib._Hash", fd: int) -> None:
+    """What ``checksum`` is of. Raises OSError."""
+    digest.update(b"%d" % os.fstat(fd).st_size)
+    at = 0
+    for start, end in extents(fd):
+        at = max(at, start - start % _CHUNK_BYTES)
+        while at < end:
+            block = os.pread(fd, _CHUNK_BYTES, at)
+            if block != _ZERO[: len(block)]:
+                digest.update(b"@%d:" % at)
+                digest.update(block)
+            at += _CHUNK_BYTES

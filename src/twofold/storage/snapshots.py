@@ -12,19 +12,21 @@
 
 Making and removing show by one rename. Restoring is decided by one, that of ``.restore``; what
 follows can be done again from any point, and ``settle`` does. Copies share nothing but blocks (and
-memory, which nobody writes), so removing one harms no other. Knows neither states nor processes.
+memory, which nobody writes), so removing one harms no other. What is copied is read once more for
+its checksums, beside being written to the disk, and read against them beside being copied back.
+Knows neither states nor processes.
 """
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from twofold.errors import Conflict, Corrupt, NotFound
+from twofold.errors import Conflict, Corrupt, NotFound, Unsupported
 from twofold.linux.libc import syscall
-from twofold.storage import moments
+from twofold.storage import checksums, disk, moments, trees
 from twofold.storage.moments import Moment
 
 FORMAT = 1
@@ -38,7 +40,8 @@ _CONTENT = ("upper", "data.img", "nvram.fd", "floppy.img", "tpm", "hardware.json
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """``consistency``: stopped | frozen | crash | memory (see model/snapshot.py). ``files``: what
-    was copied, with its size in bytes (-1: a directory); None of a snapshot of an older version."""
+    was copied, with its size in bytes (-1: a directory), ``checksums``: what it held; None of a
+    snapshot of an older version."""
 
     name: str
     directory: str
@@ -50,6 +53,7 @@ class Snapshot:
     size_bytes: int = 0
     spec: dict[str, Any] = field(default_factory=dict)
     files: dict[str, int] | None = None
+    checksums: dict[str, str] | None = None
     format: int = FORMAT
 
     @property
@@ -133,6 +137,23 @@ class SnapshotStore:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def verify(self, name: str) -> Snapshot:
+        """Read all of it. Raises NotFound, Corrupt; Unsupported where it has no checksums."""
+        snapshot = self.find(name)
+        if snapshot.checksums is None:
+            raise Unsupported(
+                f"snapshot {name!r} has no checksums: an older Twofold took it",
+                hint="twofold snapshot create NAME    # one that has",
+            )
+        try:
+            _check_whole(snapshot, sizes=True)
+            if odd := _damaged(snapshot):
+                raise _corrupt(snapshot, odd)
+        except Corrupt:
+            self.find(name)  # removed while it was read
+            raise
+        return snapshot
+
     # -- making -------------------------------------------------------------------------------
 
     def free_name(self) -> str:
@@ -151,7 +172,7 @@ class SnapshotStore:
                 hint=f"choose another name, or remove it: twofold snapshot rm NAME {name}",
             )
         scratch = f"{self._directory}/.new-{name}"
-        shutil.rmtree(scratch, ignore_errors=True)
+        trees.discard(scratch)
         os.mkdir(scratch, 0o700)
         return scratch
 
@@ -159,14 +180,19 @@ class SnapshotStore:
         """Make what lies in ``begin``'s directory (``snapshot.directory``) a snapshot: it is the
         parent of what follows. Raises OSError; ``begin``'s directory is the caller's to remove."""
         target = f"{self._directory}/{snapshot.name}"
+        files = _sizes(snapshot.directory)
+        with ThreadPoolExecutor(1) as beside:
+            reading = beside.submit(checksums.of, snapshot.directory, files)
+            _sync(snapshot.directory)
         kept = replace(
             snapshot,
             parent=self.current(),
-            size_bytes=size_bytes(snapshot.directory),
-            files=_sizes(snapshot.directory),
+            size_bytes=trees.size_bytes(snapshot.directory),
+            files=files,
+            checksums=reading.result(),
         )
         self._write(kept)
-        _sync(snapshot.directory)
+        _sync_directory(snapshot.directory)
         os.rename(snapshot.directory, target)
         try:
             self._set_current(snapshot.name)
@@ -177,7 +203,7 @@ class SnapshotStore:
 
     def give_up(self, name: str) -> None:
         """Undo of ``begin`` and of ``keep``, whichever it came to. Raises nothing."""
-        shutil.rmtree(f"{self._directory}/.new-{name}", ignore_errors=True)
+        trees.discard(f"{self._directory}/.new-{name}")
         try:
             self.remove(name)
         except (NotFound, OSError):
@@ -204,9 +230,9 @@ class SnapshotStore:
         was_current = self.current() == name
         written = self._bequeath(children, parent, current=was_current)
         doomed = f"{self._directory}/.gone-{name}"
-        shutil.rmtree(doomed, ignore_errors=True)
+        trees.discard(doomed)
         os.rename(f"{self._directory}/{name}", doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        trees.discard(doomed)
         if not written:
             self._bequeath(children, parent, current=was_current)
         return found.size_bytes if found else 0
@@ -224,14 +250,28 @@ class SnapshotStore:
 
     # -- restoring ----------------------------------------------------------------------------
 
-    def prepare(self, snapshot: Snapshot, copy: Callable[[str, str], None]) -> None:
+    def prepare(
+        self,
+        snapshot: Snapshot,
+        copy: Callable[[str, str], None],
+        *,
+        verified: bool | None = None,
+    ) -> None:
         """Copies of the snapshot's files beside those of now. ``copy(source, target)`` makes one.
-        Whatever is raised leaves nothing to be put in place; call ``abandon``. Raises Corrupt."""
-        _check_whole(snapshot)
+        ``verified``: whether they are read and compared with their checksums; None: memory is, and
+        they unless blocks are shared, for reading takes longer then. Whatever is raised leaves
+        nothing to be put in place; call ``abandon``. Raises Corrupt, for False only where files
+        are missing."""
+        _check_whole(snapshot, sizes=verified is not False)
+        files = verified or (verified is None and not disk.shares_blocks(snapshot.directory))
         scratch = self._empty(".restore")
         names = content(snapshot.directory)
-        for name in names:
-            copy(f"{snapshot.directory}/{name}", f"{scratch}/{name}")
+        with ThreadPoolExecutor(1) as beside:
+            reading = None if verified is False else beside.submit(_damaged, snapshot, files=files)
+            for name in names:
+                copy(f"{snapshot.directory}/{name}", f"{scratch}/{name}")
+        if reading is not None and (odd := reading.result()):
+            raise _corrupt(snapshot, odd)
         moment = snapshot.moment
         if moment is not None:
             os.mkdir(f"{scratch}/{SUSPENDED}", 0o700)
@@ -244,7 +284,7 @@ class SnapshotStore:
         _sync(scratch)
 
     def abandon(self) -> None:
-        shutil.rmtree(f"{self._instance}/.restore", ignore_errors=True)
+        trees.discard(f"{self._instance}/.restore")
 
     def commit(self) -> None:
         """Put in place what was prepared. From the first rename on it will be, in the end."""
@@ -272,7 +312,7 @@ class SnapshotStore:
             os.makedirs(self._directory, mode=0o700, exist_ok=True)
             os.rename(f"{ready}/current", f"{self._directory}/.current")
         _sync_directory(base)
-        shutil.rmtree(ready)
+        trees.remove(ready)
         self._sweep()
         return True
 
@@ -309,7 +349,7 @@ class SnapshotStore:
         """After a daemon that died: finish what was decided, remove what was not."""
         self.roll_forward()
         for name in (".restore", ".suspending"):
-            shutil.rmtree(f"{self._instance}/{name}", ignore_errors=True)
+            trees.discard(f"{self._instance}/{name}")
         self._sweep()
 
     def _sweep(self) -> None:
@@ -320,7 +360,7 @@ class SnapshotStore:
                 continue
             for name in names:
                 if name.startswith((".gone-", ".new-")):
-                    shutil.rmtree(f"{folder}/{name}", ignore_errors=True)
+                    trees.discard(f"{folder}/{name}")
 
     def _discard(self, name: str) -> None:
         """Out of sight by one rename; the bytes go with the next sweep."""
@@ -334,37 +374,39 @@ class SnapshotStore:
 
     def _empty(self, name: str) -> str:
         path = f"{self._instance}/{name}"
-        shutil.rmtree(path, ignore_errors=True)
+        trees.discard(path)
         os.mkdir(path, 0o700)
         return path
 
 
-def _check_whole(snapshot: Snapshot) -> None:
-    """A disk that is gone would leave the one of now in place, under the snapshot's name; damaged
-    memory would be noticed once the machine that ran was gone. Raises Corrupt."""
+def _check_whole(snapshot: Snapshot, *, sizes: bool) -> None:
+    """A disk that is gone would leave the one of now in place, under the snapshot's name. Raises
+    Corrupt."""
     found = _sizes(snapshot.directory)
-    odd = [name for name, size in (snapshot.files or {}).items() if found.get(name) != size]
-    if snapshot.consistency == "memory":
-        # Read twice, here and when it wakes up: what runs now must not be thrown away for it.
-        moment = snapshot.moment
-        parts = moments.PARTS if moment else ()
-        odd += [name for name in parts if moment and moments.is_damaged(moment, name)]
-        odd += [] if moment else ["moment.json"]
+    wanted = snapshot.files or {}
+    odd = [name for name, size in wanted.items() if name not in found or found[name] != size]
+    if not sizes:
+        odd = [name for name in wanted if name not in found]
+    if snapshot.consistency == "memory" and not snapshot.moment:
+        odd.append("moment.json")
     if odd:
-        raise Corrupt(
-            f"snapshot {snapshot.name!r} is damaged ({', '.join(odd)}): it cannot be restored",
-            hint=f"twofold snapshot rm NAME {snapshot.name}",
-        )
+        raise _corrupt(snapshot, odd)
 
 
-def size_bytes(directory: str) -> int:
-    """Blocks of all files below; what is shared with others counts in full."""
-    total = 0
-    for folder, folders, files, fd in os.fwalk(directory, follow_symlinks=False):
-        del folder
-        for name in (*folders, *files):
-            total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
-    return total
+def _damaged(snapshot: Snapshot, *, files: bool = True) -> list[str]:
+    """What is not what was written. Reads memory, and with ``files`` all else. Memory is read again
+    when it wakes up: what runs now must not be thrown away for it."""
+    odd = checksums.damaged(snapshot.directory, snapshot.checksums or {}) if files else []
+    if moment := snapshot.moment:
+        odd += [name for name in moments.PARTS if moments.is_damaged(moment, name)]
+    return odd
+
+
+def _corrupt(snapshot: Snapshot, odd: Sequence[str]) -> Corrupt:
+    return Corrupt(
+        f"snapshot {snapshot.name!r} is damaged ({', '.join(odd)}): not what was written to it",
+        hint=f"twofold snapshot rm NAME {snapshot.name}",
+    )
 
 
 def _sync(directory: str) -> None:

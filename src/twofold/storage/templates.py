@@ -1,13 +1,14 @@
 """Frozen virtual machines on the disk and in memory: what forks are made of.
 
     TEMPLATES/
-        KEY/            template.json memory state data.img
+        KEY/            template.json memory state data.img used
         .new-KEY/       one that is being made; data.img is its disk while it boots
 
 The key names everything that shapes the guest, so a template is never changed: it fits or another
 one is made. ``memory`` is kept sparse on the disk; forks share it as a sealed memfd, loaded (and
 its checksum verified) when the first of them asks. ``used`` in a template's directory is touched
-at every fork: the least used go first when all together exceed the limit.
+at every fork: the least used go first when all together exceed the limit (``.limit.json``, where a
+user has set one). The one used last stays, and so do those that somebody is just waiting for.
 
 What a fork is made of it gets as open files: who removes the template meanwhile takes names away,
 not what is behind them. Refuses a template whose files do not match their checksums, or have
@@ -20,19 +21,21 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Collection
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from twofold.errors import Corrupt, NoSpace, NotFound
-from twofold.storage import memory
+from twofold.storage import memory, moments
 from twofold.storage.disk import copy
 
 FORMAT = 2  # 2: the manifest has a checksum as well
 LIMIT_BYTES = 8 << 30
 _IDLE_S = 900.0
 _NEW = ".new-"
+_LIMIT = ".limit.json"
 _SEARCHED_BYTES = 4 << 20
 _MANIFEST = "template.json"
 _PARTS = ("memory", "state", "data.img")
@@ -92,11 +95,13 @@ class _Loaded:
 class TemplateStore:
     """All methods block and may be called from any thread."""
 
-    def __init__(self, directory: str, *, limit_bytes: int = LIMIT_BYTES) -> None:
-        self._directory, self._limit_bytes = directory, limit_bytes
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
         self._loaded: dict[str, _Loaded] = {}
         self._making: set[str] = set()
+        self._wanted: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self.is_over_limit = False  # for the sake of those that were wanted: evict again
 
     def close(self) -> None:
         with self._lock:
@@ -180,10 +185,23 @@ class TemplateStore:
             self.abandon(key)
             raise _no_space(scratch, error) from None
         self._making.discard(key)
-        self.evict(spare=key)
+        self.evict()
         return template
 
     # -- forking ------------------------------------------------------------------------------
+
+    @contextmanager
+    def wanted(self, key: str) -> Iterator[None]:
+        """Until it is open (or made, and open) the limit does not take it away."""
+        with self._lock:
+            self._wanted[key] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._wanted[key] -= 1
+                if not self._wanted[key]:
+                    del self._wanted[key]
 
     def open(self, key: str) -> Opened | None:
         """What a fork of it is made of, verified; None where there is no such template.
@@ -278,14 +296,36 @@ class TemplateStore:
                 with self._lock:
                     self._remove(template.key)
 
-    def evict(self, *, spare: str = "") -> None:
+    @property
+    def limit_bytes(self) -> int:
+        try:
+            with open(f"{self._directory}/{_LIMIT}", encoding="ascii") as file:
+                return int(json.load(file)["limit_bytes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return LIMIT_BYTES
+
+    def set_limit(self, limit_bytes: int) -> None:
+        """From now on, also for the next daemon. Raises NoSpace; it is as before then."""
+        try:
+            os.makedirs(self._directory, mode=0o700, exist_ok=True)
+            moments.write_json(f"{self._directory}/{_LIMIT}", {"limit_bytes": limit_bytes})
+        except OSError as error:
+            raise _no_space(self._directory, error) from None
+        self.evict()
+
+    def evict(self) -> None:
         """Remove the least used until all together are within the limit, and what is none."""
         self.sweep()
-        total = 0
-        for template in self.list():
+        self.is_over_limit = False
+        total, limit = 0, self.limit_bytes
+        for place, template in enumerate(self.list()):
             total += template.size_bytes
-            if total > self._limit_bytes and template.key != spare:
-                with self._lock:
+            if total <= limit or place == 0:
+                continue
+            with self._lock:
+                if template.key in self._wanted:
+                    self.is_over_limit = True
+                else:
                     self._remove(template.key)
 
     def sweep(self) -> None:
@@ -329,12 +369,14 @@ def _checksum(said: dict[str, Any]) -> str:
 
 
 def _size_bytes(directory: str) -> int:
+    """As ``du`` counts it."""
     total = 0
-    for name in _PARTS:
-        try:
-            total += os.stat(f"{directory}/{name}").st_blocks * 512
-        except FileNotFoundError:
-            pass  # damaged, or just being removed: the list of all must not fail for it
+    try:
+        with os.scandir(directory) as found:
+            for path in (directory, *(entry.path for entry in found)):
+                total += os.lstat(path).st_blocks * 512
+    except FileNotFoundError:
+        pass  # just being removed: the list of all must not fail for it
     return total
 
 

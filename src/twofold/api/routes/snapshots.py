@@ -28,6 +28,11 @@ class RestoreRequest(Strict):
     start: bool | None = Field(
         default=None, description="null: if it runs now, or the snapshot has its memory"
     )
+    verify: bool | None = Field(
+        default=None,
+        description="Only what is what was written to the snapshot. null: where files are copied; "
+        "not where the file system shares their blocks, for reading takes longer",
+    )
 
 
 class Freed(BaseModel):
@@ -85,13 +90,31 @@ async def restore_snapshot(
     it runs on."""
     house = services(request)
     record = house.instances.find(name)
-    start = (body or RestoreRequest()).start
+    wish = body or RestoreRequest()
 
     async def work(operation: Operation) -> Any:
-        await house.instances.snapshots.restore(record, snapshot, operation, start=start)
+        await house.instances.snapshots.restore(
+            record, snapshot, operation, start=wish.start, verified=wish.verify
+        )
         return record.view()
 
     return await operation_reply(request, house.operations.start("snapshot.restore", work))
+
+
+@router.post(
+    "/instances/{name}/snapshots/{snapshot}/verify",
+    response_model=Snapshot,
+    summary="Read all of it and compare it with its checksums",
+)
+async def verify_snapshot(request: Request, name: str, snapshot: str) -> Response:
+    house = services(request)
+    record = house.instances.find(name)
+
+    async def work(operation: Operation) -> Any:
+        found = await house.instances.snapshots.verify(record, snapshot, operation)
+        return found.model_dump(mode="json")
+
+    return await operation_reply(request, house.operations.start("snapshot.verify", work))
 
 
 @router.delete(

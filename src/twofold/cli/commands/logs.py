@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
+    from typing import Any
 
 EXAMPLES = (
     "twofold logs web",
@@ -23,6 +24,7 @@ EXAMPLES = (
     "twofold logs --console box",
 )
 DESCRIPTION = "What went to the payload's stderr comes out on stderr."
+_FEW_LINES = 5  # a login prompt, say
 _SPANS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -52,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
         for piece in reply.chunks():
             _write(1, piece)
         return 0
+    count = 0
     for stamp, stream, flag, content in _records(reply.lines()):
+        count += 1
         if since_s and _moment(stamp) < since_s:
             continue
         if args.json:
@@ -67,7 +71,23 @@ def run(args: argparse.Namespace) -> int:
         if args.timestamps:
             content = stamp + b" " + content
         _write(2 if stream == b"stderr" else 1, content if flag == b"P" else content + b"\n")
+    if count <= _FEW_LINES and not (args.follow or args.json or args.tail) and _seen():
+        hint = where_else(client.call("GET", url("instances", args.name)), args.name)
+        if hint:
+            output.note(hint)
     return 0
+
+
+def where_else(instance: dict[str, Any], name: str) -> str:
+    """Where an instance that says next to nothing on its console keeps what it has to say."""
+    spec = instance["spec"]
+    if spec.get("isolation") != "vm" or not spec.get("system"):
+        return ""
+    return f"hint: its init logs inside, with systemd: twofold exec {name} journalctl"
+
+
+def _seen() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _records(lines: Iterator[bytes]) -> Iterator[tuple[bytes, bytes, bytes, bytes]]:

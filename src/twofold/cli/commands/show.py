@@ -54,13 +54,14 @@ def run(args: argparse.Namespace) -> int:
 def _draw(instance: dict[str, Any]) -> None:
     spec = instance["spec"]
     ready_s = instance.get("ready_seconds")
+    state, error = output.state_words(instance), instance.get("error")
     output.write_line(instance["name"])
     output.write_section(
         "",
         [
             ("id", instance["id"]),
-            ("state", output.state_words(instance)),
-            ("error", instance.get("error")),
+            ("state", state),
+            ("error", None if error and error in state else error),
             ("exit code", instance.get("exit_code")),
             ("pid", instance.get("pid")),
             ("created", _moment(instance.get("created_at"))),
@@ -71,14 +72,7 @@ def _draw(instance: dict[str, Any]) -> None:
         ],
     )
     output.write_section("", [("warning", each) for each in instance.get("weakened") or []])
-    facts = [
-        (str(key).replace("_", " "), _fact(value))
-        for key, value in (instance.get("isolation_facts") or {}).items()
-        if key not in ("isolation", "hardware")
-    ]
-    isolation = spec.get("isolation", "container")
-    hardware = spec.get("hardware") if isolation == "vm" else None
-    output.write_section("isolation", [("kind", isolation), ("hardware", hardware), *facts])
+    _draw_isolation(instance)
     output.write_section("image", [("name", spec["image"]), ("digest", instance["image_digest"])])
     output.write_section(
         "process",
@@ -131,6 +125,17 @@ def _draw(instance: dict[str, Any]) -> None:
         ],
     )
     output.write_section("warnings", [("!", list(instance.get("warnings") or []))])
+
+
+def _draw_isolation(instance: dict[str, Any]) -> None:
+    facts = [
+        (str(key).replace("_", " "), _fact(value))
+        for key, value in (instance.get("isolation_facts") or {}).items()
+        if key not in ("isolation", "hardware")
+    ]
+    isolation = instance["spec"].get("isolation", "container")
+    hardware = instance["spec"].get("hardware") if isolation == "vm" else None
+    output.write_section("isolation", [("kind", isolation), ("hardware", hardware), *facts])
 
 
 def _draw_exposure(found: dict[str, Any]) -> None:

@@ -21,7 +21,8 @@ What the instance is now is lost: take a snapshot first. If it runs it is stoppe
 again. From a snapshot with memory it goes on at that very moment; with --no-start it is left
 suspended there. The snapshot stays and can be restored again; programs that have a random generator
 of their own (TLS servers) draw the same then, unless /etc/twofold/after-copy restarts them. All of
-it happens or nothing: if the copy cannot be made, the instance runs on as it was."""
+it happens or nothing: if the copy cannot be made, or the snapshot is not what was written to it,
+the instance runs on as it was."""
 
 
 def configure(parser: Parser) -> None:
@@ -38,6 +39,21 @@ def configure(parser: Parser) -> None:
     group.add_argument(
         "--no-start", dest="start", action="store_const", const=False, help="do not start it"
     )
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--verify",
+        action="store_const",
+        const=True,
+        help="compare it with its checksums first; so it is done unless the file system shares "
+        "blocks, and the copy takes no time",
+    )
+    group.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_const",
+        const=False,
+        help="whatever is left of it, damage and all",
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="draw no progress")
 
 
@@ -46,7 +62,10 @@ def run(args: argparse.Namespace) -> int:
     progress = Progress(quiet=args.quiet)
     path = url("instances", args.name, "snapshots", args.snapshot, "restore")
     try:
-        instance = several.operate(client, progress, "POST", path, body={"start": args.start})
+        body = {"start": args.start}
+        if args.verify is not None:
+            body["verify"] = args.verify
+        instance = several.operate(client, progress, "POST", path, body=body)
     finally:
         progress.clear()
     if args.json:

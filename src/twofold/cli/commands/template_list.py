@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 EXAMPLES = ("twofold template list", "twofold template list --json")
 DESCRIPTION = (
     "The first virtual machine of a kind leaves a template behind; the next ones are forks of it "
-    "and start in a fraction of the time. The least used go when all exceed 8 GiB."
+    "and start in a fraction of the time. The least used go when all exceed the limit (8 GiB, or "
+    "what twofold template limit has set)."
 )
 
 _COLUMNS = (

@@ -21,9 +21,10 @@ from twofold.image.sources import aptsources, emulated
 from twofold.image.sources.aptsources import HostArchive
 from twofold.image.sources.file import describe_layers
 from twofold.image.store import ImageStore
-from twofold.image.workspace import ELSEWHERE, ELSEWHERE_PREFIX, remove_tree, storage_errors
+from twofold.image.workspace import ELSEWHERE, ELSEWHERE_PREFIX, storage_errors
 from twofold.model.image import Image
 from twofold.model.progress import Progress, silent
+from twofold.storage import trees
 
 BASE_PACKAGES = (
     "ca-certificates",
@@ -289,7 +290,7 @@ def _temporary(working: str) -> Iterator[str]:
             os.chmod(path, 0o755)
             yield path
         finally:
-            remove_tree(path)
+            trees.remove(path)
 
 
 def _release(root: str) -> str:
