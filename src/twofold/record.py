@@ -31,7 +31,10 @@ else:
         def __get__(self, _, cls):
             from dataclasses import make_dataclass
 
-            return make_dataclass(cls.__name__, list(cls._record_defaults)).__dataclass_fields__
+            # Once: generating the code of a class takes 0.7 ms.
+            found = make_dataclass(cls.__name__, list(cls._record_defaults)).__dataclass_fields__
+            cls.__dataclass_fields__ = found
+            return found
 
     def field(*, default=_MISSING, default_factory=_MISSING):
         """The default of a field, or the function that makes it."""

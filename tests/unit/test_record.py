@@ -61,3 +61,8 @@ def test_inherited_fields_and_post_init() -> None:
 
     Child(number=4)
     assert seen == [5]
+
+
+def test_what_dataclasses_ask_for_is_made_once() -> None:
+    """A start asks ten times, and making it takes a millisecond."""
+    assert dataclasses.fields(Plan)[0] is dataclasses.fields(Plan)[0]
