@@ -222,6 +222,10 @@ class FakeNetworks:
     def is_current(self, network: plan.Network) -> bool:
         return True
 
+    async def open_tap(self, instance_id: str, network: plan.Network, *, vnet_header: bool) -> int:
+        self._failing.check("open_tap")
+        return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
     async def admit(self, instance_id: str, network: plan.Network) -> None:
         self._failing.check("admit")
         self.plugged.add(instance_id)

@@ -23,7 +23,7 @@ from twofold.instance.place import ImageRoot, Place, hostname_of
 from twofold.instance.process import main_process, signal_name, stop_timeout_s
 from twofold.instance.record import Record, now
 from twofold.instance.trees import remove_tree
-from twofold.instance.walls import Planned, Wall, word_of
+from twofold.instance.walls import Planned, Wall, with_tap, word_of
 from twofold.model.image import ImageConfig
 from twofold.model.instance import State
 from twofold.operations import Operation, StepHandle
@@ -124,14 +124,14 @@ class Lifecycle:
             record, state=record.state, intent=record.intent, facts=planned.facts
         )
         async with operation.step(_title(record, planned)) as step:
-            kind = "vm" if record.is_vm else "container"
             undo.push_async_callback(self.discard_sandbox, record)
             if place.network:
                 undo.push_async_callback(self._networks.unplug, record.id)
             created = await self._create(record, planned)
             record.change(pid=created["pid"])
             if place.network:
-                await self._networks.plug(record.id, kind, created["pid"], place.network)
+                if not record.is_vm:
+                    await self._networks.plug(record.id, "container", created["pid"], place.network)
                 if record.has_own_os:
                     hostname = hostname_of(record.name, record.spec.hostname)
                     await self._networks.lease(record.id, place.network, hostname)
@@ -150,19 +150,23 @@ class Lifecycle:
         return reply, planned
 
     async def _create(self, record: Record, planned: Planned) -> dict[str, Any]:
-        """The sandbox, and beside its making the firewall's leave for its address."""
+        """The sandbox, and beside its making what its network can have already: a container the
+        firewall's leave for its address, a machine all of it."""
         network = planned.plan.network
-        making = self._keeper.call("create", planned.fds, plan=planned.plan.to_dict())
         try:
+            planned = await with_tap(planned, self._networks, record.id)
+            making = self._keeper.call("create", planned.fds, plan=planned.plan.to_dict())
             if network is None:
                 return await making
-            created, admitted = await asyncio.gather(
-                making, self._networks.admit(record.id, network), return_exceptions=True
-            )
+            if record.is_vm:
+                connecting = self._networks.plug(record.id, "vm", 0, network)
+            else:
+                connecting = self._networks.admit(record.id, network)
+            created, connected = await asyncio.gather(making, connecting, return_exceptions=True)
         finally:
             for fd in planned.fds:
                 os.close(fd)
-        for failure in (created, admitted):
+        for failure in (created, connected):
             if isinstance(failure, BaseException):
                 raise failure
         assert isinstance(created, dict)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from twofold.errors import InvalidInput, Unsupported
 from twofold.instance import attachments, growing, masks, privileges, system_start, vm, waking
-from twofold.instance.collaborators import Images, Keeper, Machines
+from twofold.instance.collaborators import Images, Keeper, Machines, Networks
 from twofold.instance.container import PIDS, check_target, check_volume, container_plan
 from twofold.instance.growing import Growth
 from twofold.instance.place import ImageRoot, Place
@@ -42,6 +42,18 @@ class Live:
     limits: dict[str, Any]
     later: tuple[str, ...] = ()
     growth: Growth = field(default_factory=Growth)
+
+
+async def with_tap(planned: Planned, networks: Networks, instance_id: str) -> Planned:
+    """``planned`` with the tap of a machine's network card among what goes to the keeper."""
+    made = planned.plan
+    if made.vm is None or made.network is None:
+        return planned
+    tap = await networks.open_tap(instance_id, made.network, vnet_header=made.vm.vnet_header)
+    given = (*made.vm.given, "tap")
+    return replace(
+        planned, plan=replace(made, vm=replace(made.vm, given=given)), fds=(*planned.fds, tap)
+    )
 
 
 class Wall(Protocol):

@@ -8,6 +8,7 @@ truth that traffic depends on; what is kept here only serves to rebuild it (afte
 import asyncio
 import contextlib
 import errno
+import functools
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ from twofold.model.paths import Paths
 from twofold.network import bridge as bridges
 from twofold.network import dhcp, docker, firewall, pool, ports, resolv
 from twofold.network.firewall import Plug, PublishedPort
+from twofold.network.taps import Taps
 from twofold.runtime.plan import Network
 
 _log = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class NetworkManager:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._bridge = bridges.Bridge(paths)
+        self._taps = Taps()
         self._dhcp = dhcp.DhcpServer(f"{paths.run}/dhcp")
         self._forwarding = bridges.Forwarding(paths)
         self._table = paths.nft_table
@@ -100,6 +103,18 @@ class NetworkManager:
         """Whether an address allocated earlier belongs to the subnet in use now."""
         return self._subnet is None or IPv4Address(network.address) in self._subnet
 
+    async def open_tap(self, instance_id: str, network: Network, *, vnet_header: bool) -> int:
+        """A tap named ``network.host_link`` for a virtual machine, until ``unplug``; the descriptor
+        is the caller's to close. Raises RuntimeFailed."""
+        name = network.host_link
+        opening = functools.partial(self._taps.open, instance_id, name, vnet_header=vnet_header)
+        opened = asyncio.ensure_future(self._in_thread(opening, locked=False))
+        try:
+            return await asyncio.shield(opened)
+        except asyncio.CancelledError:
+            opened.add_done_callback(_close_opened)
+            raise
+
     async def admit(self, instance_id: str, network: Network) -> None:
         """Let the instance's address through the firewall, ahead of ``plug`` (which does it too)
         and beside whatever else a start has to wait for. ``unplug`` takes it back."""
@@ -108,7 +123,8 @@ class NetworkManager:
 
     async def plug(self, instance_id: str, kind: str, pid: int, network: Network) -> None:
         """Connect a created sandbox: ``container`` gets a veth pair whose far end appears in the
-        network namespace of ``pid``; for ``vm`` the tap ``network.host_link`` must exist."""
+        network namespace of ``pid``; for ``vm`` the tap ``network.host_link`` must exist, and
+        ``pid`` is not looked at."""
         await self.setup()
         await self._in_thread(self._plug, instance_id, kind, pid, network)
 
@@ -134,6 +150,7 @@ class NetworkManager:
             await self._in_thread(self._unplug, instance_id)
             # Waits for the kernel's grace periods (30 ms): not while others wait for the lock.
             await self._in_thread(self._bridge.detach, entry.plug.host_link, locked=False)
+        self._taps.end(instance_id)
 
     async def restore(self, active: Iterable[Active]) -> list[str]:
         """Make the kernel agree with ``active``, atomically, and remove strays. Traffic of what
@@ -446,6 +463,12 @@ class NetworkManager:
 
 def _plug_of(network: Network) -> Plug:
     return Plug(host_link=network.host_link, mac=network.mac, address=network.address)
+
+
+def _close_opened(opened: asyncio.Future[int]) -> None:
+    """What was opened for one who has given up meanwhile."""
+    if not opened.cancelled() and opened.exception() is None:
+        os.close(opened.result())
 
 
 def _close(held: list[socket.socket]) -> None:

@@ -179,7 +179,7 @@ def _open_for_vm(plan: SandboxPlan, given: tuple[int, ...], group: int) -> dict[
                 opened[item.name] = os.open(item.path, access, 0o600)
             except OSError as error:
                 raise RuntimeFailed(f"cannot open {item.path!r}: {error.strerror}") from error
-        if plan.network is not None:
+        if plan.network is not None and "tap" not in opened:
             opened["tap"] = tun.open_tap(plan.network.host_link, vnet_header=plan.vm.vnet_header)
         os.makedirs(plan.run_dir, mode=0o700, exist_ok=True)
         opened["control"] = sockets.listen(f"{plan.run_dir}/control.sock", mode=0o600).detach()
