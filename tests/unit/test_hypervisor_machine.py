@@ -64,6 +64,11 @@ def test_kvm_keeps_the_guests_own_mitigations() -> None:
     assert "mitigations=off" not in kernel_command_line(replace(PLAIN, accelerator="kvm"))
 
 
+def test_an_init_finds_the_modules_that_it_has_policies_for() -> None:
+    assert "lsm=landlock,lockdown,yama" in kernel_command_line(PLAIN)
+    assert "lsm=" not in kernel_command_line(replace(PLAIN, system=True))
+
+
 def test_files_are_descriptors_not_paths() -> None:
     machine = build(PLAIN)
     assert {file.name: file.access for file in machine.open_files} == {"root": "r", "data": "rw"}

@@ -56,6 +56,15 @@ def own_pages() -> None:
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_POPULATE_WRITE)
 
 
+def rest() -> None:
+    """A guest that has nothing to do does nothing: its kernel would look twice a second whether
+    memory wants to be compacted. Asked for, or short of a large piece, it compacts all the same."""
+    try:
+        write_text("/proc/sys/vm/compaction_proactiveness", "0")
+    except OSError:
+        pass  # before Linux 5.9, which never does so by itself
+
+
 def mount_kernel_filesystems() -> None:
     """/proc, /sys and /dev of the initrd itself."""
     for kind, target in (("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")):

@@ -22,6 +22,7 @@ from twofold.guest.boot import (
     read_text,
     write_text,
 )
+from twofold.linux.capabilities import last_capability
 from twofold.linux.mount import MS_BIND, mount
 from twofold.linux.netconf import (
     configure_interface,
@@ -172,6 +173,7 @@ def enter_group() -> None:
 def rehearse(wish: dict[str, Any]) -> None:
     """What CONFIG will do again, for a template: a fork then finds it done, or fresh in memory."""
     keep_socket()  # to make one, and to end it, is 900 blocks of code
+    last_capability()
     configure_loopback()
     _rehearsed.add(_LOOPBACK)
     mac = wish.get("burned_in_mac")

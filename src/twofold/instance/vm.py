@@ -127,6 +127,7 @@ def vm_plan(
             disks=tuple((n, disk_file(place.directory, n)) for n in attachments.disk_numbers(spec)),
             shares=_shares(spec),
             birth=birth,
+            system=spec.system,
             nested=spec.nested,
             tsc_khz=parts.tsc_khz,
             architecture=architecture(spec),

@@ -57,6 +57,7 @@ _PR_CAPBSET_DROP = 24
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
+_last: list[int] = []  # what ``last_capability`` has found
 
 
 def mask_of(names: tuple[str, ...]) -> int:
@@ -68,13 +69,16 @@ def mask_of(names: tuple[str, ...]) -> int:
 
 
 def last_capability() -> int:
-    """The highest capability number this kernel knows."""
-    number = len(NAMES) - 1
-    while not _known(number):
-        number -= 1
-    while _known(number + 1):
-        number += 1
-    return number
+    """The highest capability number this kernel knows. Asked once: it is an exception that says
+    where they end, and whoever is forked from us need not meet it."""
+    if not _last:
+        number = len(NAMES) - 1
+        while not _known(number):
+            number -= 1
+        while _known(number + 1):
+            number += 1
+        _last.append(number)
+    return _last[0]
 
 
 def _known(number: int) -> bool:
