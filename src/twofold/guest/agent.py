@@ -139,14 +139,17 @@ class Agent:
             pass
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if pid == 0:
+            if ended is None:
                 return
+            # Told first, and then reaped: the host may wait for no more than that.
             for session in list(self._sessions.values()):
-                if session.pid == pid:
-                    session.reaped(status)
+                if session.pid == ended.si_pid:
+                    exited = ended.si_code == os.CLD_EXITED
+                    session.died(ended.si_status if exited else -ended.si_status)
+            os.waitpid(ended.si_pid, 0)
 
     # -- the port ---------------------------------------------------------------------------
 

@@ -198,13 +198,13 @@ class Outlet:
 
 
 class Session:
-    """A child and its streams. The agent reports its death with ``reaped``."""
+    """A child and its streams. The agent reports its death with ``died``."""
 
     def __init__(self, loop: Loop, number: int, ended: Callable[[int], None]) -> None:
         self.number, self.pid = number, 0
         self._loop, self._ended_callback = loop, ended
         self._stream = protocol.stream_of(number, 0)
-        self._status: int | None = None
+        self._code: int | None = None  # negative: the signal that killed it
         self._error_fd = -1
         self._error = b""
         self._opened = False
@@ -238,14 +238,14 @@ class Session:
             set_size(self.outlets[protocol.STDOUT].fd, rows, cols)
 
     def signal(self, number: int, *, group: bool) -> None:
-        if self._status is None and 0 < number < 65:
+        if self._code is None and 0 < number < 65:
             try:
                 (os.killpg if group else os.kill)(self.pid, number)
             except OSError:
                 pass
 
-    def reaped(self, status: int) -> None:
-        self._status = status
+    def died(self, code: int) -> None:
+        self._code = code
         if self._error_fd >= 0:
             self._read_error()
         for outlet in list(self.outlets.values()):
@@ -254,7 +254,7 @@ class Session:
 
     @property
     def was_killed(self) -> bool:
-        return self._status is not None and os.WIFSIGNALED(self._status)
+        return self._code is not None and self._code < 0
 
     def hang_up(self) -> None:
         """The client is gone: as closing a terminal or both ends of its pipes would be."""
@@ -287,7 +287,7 @@ class Session:
             self._loop.send(protocol.encode_json(protocol.OPENED, self._stream, body))
 
     def _maybe_end(self) -> None:
-        if self._status is None or self._error_fd >= 0 or self.pid == 0:
+        if self._code is None or self._error_fd >= 0 or self.pid == 0:
             return
         if not all(outlet.finished for outlet in self.outlets.values()):
             return
@@ -296,7 +296,7 @@ class Session:
         if self._error:
             frame = protocol.encode(protocol.ERROR, self._stream, self._error)
         else:
-            code = os.waitstatus_to_exitcode(self._status)
+            code = self._code
             body = {"exit_code": code if code >= 0 else 128 - code, "signal": max(0, -code)}
             frame = protocol.encode_json(protocol.EXIT, self._stream, body)
         self.pid = 0
