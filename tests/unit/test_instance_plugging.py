@@ -16,6 +16,7 @@ from twofold.errors import (
     Unsupported,
 )
 from twofold.hypervisor import places
+from twofold.hypervisor import plugging as hypervisor_plugging
 from twofold.instance import attachments, own_os, plugging, vm
 from twofold.instance.record import Record
 from twofold.model.instance import DiskWish, InstanceSpec, Isolation, State, Volume
@@ -175,6 +176,59 @@ async def test_a_change_of_a_container_is_not_under_way_when_it_is_done(tmp_path
         await house.manager.plugging.unplug(record, UnplugWish(volume="/data"), Operation("unplug"))
         attachments.refuse_changed(record, "it cannot be forked")
         assert house.keeper.calls.count("mount") == 2
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+async def test_an_unmount_whose_process_was_killed_is_done_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    async with FakeHouse(tmp_path) as house:
+        spec = InstanceSpec(image="alpine", command=["sleep"], name="web")
+        record = await house.manager.creation.run(spec, Operation("run"))
+        wish = PlugWish(volume=Volume(source=str(tmp_path), target="/data"))
+        await house.manager.plugging.plug(record, wish, Operation("plug"))
+        killed = [RuntimeFailed("it ended before it was done")] * failures
+
+        def mount(_: dict[str, Any]) -> dict[str, Any]:
+            if killed:
+                raise killed.pop()
+            return {"ok": True}
+
+        monkeypatch.setattr(house.keeper, "_mount", mount)
+        take = UnplugWish(volume="/data")
+        if failures == 2:
+            with pytest.raises(RuntimeFailed):
+                await house.manager.plugging.unplug(record, take, Operation("unplug"))
+            assert [volume.target for volume in record.spec.volumes] == ["/data"]
+        else:
+            await house.manager.plugging.unplug(record, take, Operation("unplug"))
+            assert record.spec.volumes == []
+        assert "plugging" not in record.facts
+
+
+async def test_what_the_guest_has_no_more_does_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unplugged(*_: object) -> None:
+        return None
+
+    async with FakeHouse(tmp_path) as house:
+        house.machines.answers["plug"] = {"busy": False}
+        monkeypatch.setattr(hypervisor_plugging, "unplug_share", unplugged)
+        record = machine(volumes=[Volume(source="/a", target="/a")])
+        house.keeper.sandboxes[record.id] = {"state": "running"}
+        Path(house.paths.instance_dir(record.id)).mkdir()
+        house.failing.names.add("mount")
+        take = UnplugWish(volume="/a")
+        with pytest.raises(RuntimeFailed, match="is out of 'm'") as caught:
+            await house.manager.plugging.unplug(record, take, Operation("unplug"))
+        assert "twofold show m" in caught.value.hint
+        await house.manager.plugging.settle(record)
+        assert record.facts["plugging"]["target"] == "/a"
+        house.failing.names.clear()
+        await house.manager.plugging.settle(record)
+        assert record.spec.volumes == []
+        assert "plugging" not in record.facts
 
 
 async def test_what_a_guest_says_without_a_hint_gets_one(

@@ -19,6 +19,7 @@ from twofold.errors import (
     IllegalState,
     InvalidInput,
     NotFound,
+    RuntimeFailed,
     TimedOut,
     TwofoldError,
     Unavailable,
@@ -43,6 +44,10 @@ from twofold.storage import disk
 _MOST_VOLUMES = 64
 
 log = logging.getLogger("twofold.instance")
+
+
+class _HalfOut(RuntimeFailed):
+    """The guest has it no more: it does not stay, it remains under way."""
 
 
 class Plugging:
@@ -99,7 +104,7 @@ class Plugging:
             await self._take_out(record, intent, force=intent["do"] == "plug")
         except TwofoldError as error:
             log.warning("%s: %s: %s", record.name, intent["words"], error.message)
-            if intent["do"] == "unplug":
+            if intent["do"] == "unplug" and not isinstance(error, _HalfOut):
                 await self._stays(record)
         else:
             spec = _without(record.spec, intent)
@@ -283,6 +288,8 @@ class Plugging:
             await self._begin(record, intent, words)
             try:
                 await self._take_out(record, intent, force=force)
+            except _HalfOut:
+                raise
             except BaseException:
                 await self._stays(record)
                 raise
@@ -304,7 +311,7 @@ class Plugging:
                 # An errand of a daemon that died may have mounted it just now.
                 await self._free(record, False, do="unshare", target=intent["target"])
                 await plugging.unplug_share(self._qmp(record), intent["tag"])
-            await self._unmount(record, f"{machine.SHARE_DIR}/{intent['tag']}", "lazy", "rmdir")
+            await self._clear_jail(record, intent)
         elif kind == "volume" and record.active and not record.is_vm:
             await self._unmount(record, intent["target"], *(("lazy",) if force else ()))
         elif kind == "disk":
@@ -399,7 +406,22 @@ class Plugging:
         await self._rooms.keeper.call("mount", id=record.id, mount=asdict(mount))
 
     async def _unmount(self, record: Record, target: str, *options: str) -> None:
-        await self._mount(record, Mount(kind="none", source="", target=target, options=options))
+        gone = Mount(kind="none", source="", target=target, options=options)
+        try:
+            await self._mount(record, gone)
+        except RuntimeFailed:
+            # Who did it was killed, perhaps after it was done: it may be done twice.
+            await self._mount(record, gone)
+
+    async def _clear_jail(self, record: Record, intent: dict[str, Any]) -> None:
+        try:
+            await self._unmount(record, f"{machine.SHARE_DIR}/{intent['tag']}", "lazy", "rmdir")
+        except RuntimeFailed as error:
+            raise _HalfOut(
+                f"{intent['target']!r} is out of {record.name!r}, but the machine's jail may still "
+                f"hold the directory: {error.message}",
+                hint=f"twofold show {record.name}    # the next plug or unplug finishes it",
+            ) from error
 
     def _berths(self, record: Record) -> Berths:
         if not record.has_own_os:
