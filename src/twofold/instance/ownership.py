@@ -4,21 +4,25 @@ Owners, modes, times, hard links, device nodes (overlayfs' whiteouts) and extend
 kept; blocks are shared where the file system can. Follows no symlink. Blocks.
 """
 
+import errno
 import os
 import stat
 import struct
 import subprocess
 
-from twofold.errors import NoSpace, RuntimeFailed
+from twofold.errors import NoSpace, RuntimeFailed, TwofoldError, Unsupported
 from twofold.storage import trees
 
 _CAPABILITY = "security.capability"
 _REVISION_3 = 0x03000000
 _REVISION_MASK = 0xFF000000
+_TOO_LONG = os.strerror(errno.ENAMETOOLONG)
+_SHOWN = 60
 
 
 def copy_tree(source: str, target: str) -> None:
-    """``cp -a``, with reflinks. ``target`` does not exist. Raises NoSpace, RuntimeFailed."""
+    """``cp -a``, with reflinks. ``target`` does not exist. Raises NoSpace, Unsupported,
+    RuntimeFailed."""
     # It dies with us: the next daemon cleans up where it would go on writing.
     with_us = ("setpriv", "--pdeathsig", "KILL")
     done = subprocess.run(
@@ -26,11 +30,28 @@ def copy_tree(source: str, target: str) -> None:
         capture_output=True,
         text=True,
         errors="replace",
+        env={**os.environ, "LC_ALL": "C"},  # its words are looked at
     )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"cp ended with {done.returncode}"])[-1]
-        kind = NoSpace if "No space left" in last else RuntimeFailed
-        raise kind(f"the files could not be copied: {last}", hint="df -h")
+        lines = done.stderr.strip().splitlines() or [f"cp ended with {done.returncode}"]
+        raise _no_copy(lines, source, target)
+
+
+def _no_copy(lines: list[str], source: str, target: str) -> TwofoldError:
+    """By what ``cp`` said, the first of which is the cause of the others."""
+    if long := next((line for line in lines if line.endswith(_TOO_LONG)), ""):
+        path = long.rpartition(f"{source}/" if f"{source}/" in long else f"{target}/")[2]
+        return Unsupported(
+            f"the files could not be copied: the path '/{path[:_SHOWN]}…' is too long, as a path "
+            "may have 4,096 bytes with the directory of the host before it",
+            hint="twofold shell NAME    # move the deepest directories further up, or delete them",
+        )
+    last = lines[-1]
+    kind = NoSpace if "No space left" in last else RuntimeFailed
+    return kind(
+        f"the files could not be copied: {last}",
+        hint="df -h" if kind is NoSpace else "journalctl -k -n 20; df -h",
+    )
 
 
 def shift(tree: str, by: int) -> None:
