@@ -1,6 +1,9 @@
 """Files between the host and a real instance; the rules of docker cp, and a hostile guest."""
 
+import contextlib
+import json
 import os
+import signal
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
@@ -147,3 +150,82 @@ def test_devices_stay_out(twofold: Runner, box: str, here: Path) -> None:
     assert done.returncode == 1
     assert b"left out 'null'" in done.stderr
     assert not (here / "n").exists()
+
+
+@pytest.fixture
+def brief(twofold: Runner, busybox_image: str) -> Iterator[str]:
+    """An instance that is lost in the middle of a copy, with a file that takes its time."""
+    started = twofold("run", "-d", "--network", "none", busybox_image, "sleep", "1000", check=True)
+    name = started.stdout.decode().strip()
+    twofold("exec", name, "truncate", "-s", "64G", "/big", check=True)
+    yield name
+    twofold("rm", "-f", name)
+
+
+def begun(clone: Path, root: str, *words: str) -> "subprocess.Popen[bytes]":
+    """A copy through pipes, of which nothing is read or written for now: it stands still."""
+    pipe = subprocess.PIPE
+    command = [clone / ".venv/bin/twofold", "cp", *words]
+    env = {**os.environ, "TWOFOLD_ROOT": root}
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=env)
+
+
+def said(copy: "subprocess.Popen[bytes]") -> str:
+    """After its end. What comes is thrown away."""
+    assert copy.stdout is not None
+    assert copy.stderr is not None
+    while copy.stdout.read(1 << 20):
+        pass
+    words = " ".join(copy.stderr.read().decode().split())
+    assert copy.wait(timeout=20) == 125
+    copy.stdout.close()
+    copy.stderr.close()
+    return words
+
+
+def pids(twofold: Runner, name: str) -> set[int]:
+    shown = json.loads(twofold("--json", "show", name, check=True).stdout)
+    return {
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cgroup")
+        if f"/{shown['id']}\n" in quietly_read(path)
+    }
+
+
+def quietly_read(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text()
+    return ""
+
+
+@pytest.mark.parametrize("way", ["out", "in"])
+@pytest.mark.parametrize("loss", ["removed", "killed"])
+def test_what_breaks_off_says_why(
+    twofold: Runner, twofold_root: str, clone: Path, brief: str, way: str, loss: str
+) -> None:
+    before = pids(twofold, brief)
+    words = (f"{brief}:/big", "-") if way == "out" else ("-", f"{brief}:/")
+    copy = begun(clone, twofold_root, *words)
+    assert copy.stdin is not None
+    assert copy.stdout is not None
+    if way == "out":
+        assert len(copy.stdout.read(1 << 20)) == 1 << 20
+    else:
+        header = tarfile.TarInfo("new")
+        header.size = 1 << 40
+        copy.stdin.write(header.tobuf() + bytes(4 << 20))
+        copy.stdin.flush()
+    if loss == "removed":
+        twofold("rm", "-f", brief, check=True)
+    else:
+        (sender,) = pids(twofold, brief) - before
+        os.kill(sender, signal.SIGKILL)
+    with contextlib.suppress(BrokenPipeError):
+        copy.stdin.close()
+    heard = said(copy)
+    if way == "in":
+        assert "ended before it was done" in heard
+    elif loss == "killed":
+        assert "its sender inside was ended, and what has come is not all" in heard
+    else:
+        assert "was removed while '/big' was copied" in heard

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import httpx
 
+from twofold.client.broken import broken_off
 from twofold.client.launch import ensure_daemon
 from twofold.client.shapes import (
     BASE,
@@ -30,6 +31,7 @@ from twofold.client.shapes import (
     timeout_body,
     unplug_body,
 )
+from twofold.errors import Unavailable
 from twofold.model.exposure import Exposure
 from twofold.model.guest_os import OsDetail, OsSummary
 from twofold.model.image import Image
@@ -403,8 +405,14 @@ class AsyncBox:
 
     async def read_archive(self, path: str) -> bytes:
         query = f"?path={quote(path, safe='')}"
-        async with self._twofold._stream("GET", self._at("archive") + query) as reply:
-            return await reply.aread()
+        try:
+            async with self._twofold._stream("GET", self._at("archive") + query) as reply:
+                return await reply.aread()
+        except Unavailable as error:
+            if not isinstance(error.__cause__, httpx.RemoteProtocolError):
+                raise
+        is_there = any(one.id == self.data.id for one in await self._twofold.instances())
+        raise broken_off(self._twofold.paths, self.data.name, path, is_there=is_there)
 
     async def write_archive(self, path: str, tar: bytes) -> None:
         query = f"?path={quote(path, safe='')}"

@@ -22,6 +22,7 @@ from urllib.parse import quote
 import httpx
 
 from twofold.client.aio import AsyncBox, AsyncTwofold
+from twofold.client.broken import broken_off
 from twofold.client.launch import ensure_daemon
 from twofold.client.shapes import (
     BASE,
@@ -42,6 +43,7 @@ from twofold.client.shapes import (
     timeout_body,
     unplug_body,
 )
+from twofold.errors import Unavailable
 from twofold.model.exposure import Exposure
 from twofold.model.guest_os import OsDetail, OsSummary
 from twofold.model.image import Image
@@ -445,8 +447,14 @@ class Box:
     def read_archive(self, path: str) -> bytes:
         """A path inside as a tar."""
         query = f"?path={quote(path, safe='')}"
-        with self._twofold._stream("GET", self._at("archive") + query) as reply:
-            return reply.read()
+        try:
+            with self._twofold._stream("GET", self._at("archive") + query) as reply:
+                return reply.read()
+        except Unavailable as error:
+            if not isinstance(error.__cause__, httpx.RemoteProtocolError):
+                raise
+        is_there = any(one.id == self.data.id for one in self._twofold.instances())
+        raise broken_off(self._twofold.paths, self.data.name, path, is_there=is_there)
 
     def write_archive(self, path: str, tar: bytes) -> None:
         """Unpack a tar into the directory ``path`` inside."""

@@ -117,7 +117,12 @@ class Execution:
         if exit_code == 0:
             self._end({"event": "session_exit", "session": self.name, "exit_code": 0})
         else:
-            self.copy_failed(RuntimeFailed(f"the copy of {self.path!r} failed"))
+            self.copy_failed(
+                RuntimeFailed(
+                    f"the copy of {self.path!r} ended before it was done (exit code {exit_code})",
+                    hint="twofold show NAME    # if it is still there: try again",
+                )
+            )
 
     def copy_failed(self, error: TwofoldError) -> None:
         event = {

@@ -7,7 +7,7 @@ import sys
 
 from twofold.cli.arguments import Parser, UsageError
 from twofold.client.transport import Client, url
-from twofold.errors import InvalidInput, NotFound
+from twofold.errors import InvalidInput, NotFound, Unavailable
 from twofold.model.paths import Paths
 
 TYPE_CHECKING = False
@@ -66,7 +66,8 @@ def _archive(name: str, path: str) -> str:
 
 def _copy_out(client: Client, name: str, path: str, target: str, *, keep_ids: bool) -> int:
     """Returns how many entries were left out."""
-    pieces = client.request("GET", _archive(name, path), accept="application/x-tar").chunks()
+    reply = client.request("GET", _archive(name, path), accept="application/x-tar")
+    pieces = _whole(client.paths, name, path, reply.chunks())
     if target == "-":
         if os.isatty(1):
             raise UsageError("a tar stream is not for a terminal", hint="redirect it to a file")
@@ -100,6 +101,23 @@ def _copy_out(client: Client, name: str, path: str, target: str, *, keep_ids: bo
             f"{path!r} is a directory and {target!r} is a file", hint="name a directory"
         )
     return hosttar.unpack(first, folder or ".", rename=base, keep_ids=keep_ids)
+
+
+def _whole(paths: Paths, name: str, path: str, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same pieces; a stream that breaks off says what happened to the instance."""
+    try:
+        yield from pieces
+    except Unavailable:
+        from twofold.client.broken import broken_off
+
+        probe, is_there = Client(paths, launch=False), True
+        try:
+            probe.call("GET", url("instances", name))
+        except NotFound:
+            is_there = False
+        finally:
+            probe.close()
+        raise broken_off(paths, name, path, is_there=is_there) from None
 
 
 def _copy_in(client: Client, source: str, name: str, path: str, *, keep_ids: bool) -> None:
