@@ -72,8 +72,7 @@ def attached(pid: int, *flags: str) -> Iterator[None]:
     """The process and what it forks, under strace; let go at the end, if it still lives."""
     strace = subprocess.Popen(["strace", "-f", "-qq", *flags, "-p", str(pid)])
     try:
-        status = Path(f"/proc/{pid}/status")
-        wait_for(lambda: f"TracerPid:\t{strace.pid}" in status.read_text(), timeout_s=20)
+        wait_for(lambda: _is_traced(pid, strace.pid), timeout_s=20)
         yield
     finally:
         strace.send_signal(signal.SIGINT)
@@ -83,3 +82,10 @@ def attached(pid: int, *flags: str) -> Iterator[None]:
             # It waits for a leader that is dead, whose dead thread it would have to reap first.
             strace.kill()
             strace.wait()
+
+
+def _is_traced(pid: int, tracer: int) -> bool:
+    try:
+        return f"TracerPid:\t{tracer}" in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True  # who calls all the time was traced, killed and reaped before we looked
