@@ -21,7 +21,6 @@ _CAPABILITIES = [
     {"capability": "x-ignore-shared", "state": True},
     {"capability": "events", "state": True},
 ]
-_UNANNOUNCED: dict[str, Any] = {"announce-rounds": 0}
 # A command under way: its name, who gets what it returns, who hears that it was refused.
 _Sent = tuple[str, Callable[[Any], None] | None, Callable[[str], None] | None]
 
@@ -154,12 +153,7 @@ def freeze(control: InnerControl, state_fd: int) -> None:
 
 
 def wake(control: InnerControl, state_fd: int) -> None:
-    """Read the devices' state; a MIGRATION event says when, and then it wants a ``cont``.
-
-    Nobody is told that it moved: its port is new to the bridge, and who it says it is would be who
-    it was copied from. The guest would spend 350 blocks of code on that, before its first command.
-    """
-    control.execute("migrate-set-parameters", **_UNANNOUNCED)
+    """Read the devices' state; a MIGRATION event says when, and then it wants a ``cont``."""
     control.execute("migrate-set-capabilities", capabilities=_CAPABILITIES)
     control.execute("getfd", state_fd, fdname="state")
     control.execute("migrate-incoming", uri="fd:state")

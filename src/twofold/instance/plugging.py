@@ -34,7 +34,6 @@ from twofold.instance.facts import write_facts
 from twofold.instance.lifecycle import Lifecycle
 from twofold.instance.place import files_of, hostname_of
 from twofold.instance.record import Record
-from twofold.linux import tun
 from twofold.model.instance import InstanceSpec, Volume
 from twofold.model.plugging import PlugWish, UnplugWish
 from twofold.operations import Operation
@@ -237,11 +236,12 @@ class Plugging:
         that goes with it."""
         berth = await asyncio.to_thread(self._berths(record).card)
         hostname = hostname_of(record.name, record.spec.hostname)
-        tap = tun.open_tap(network.host_link, vnet_header=berth.vnet_header)
+        networks = self._rooms.networks
+        tap = await networks.open_tap(record.id, network, vnet_header=berth.vnet_header)
         try:
-            await self._rooms.networks.plug(record.id, "vm", record.pid or 0, network)
+            await networks.plug(record.id, "vm", record.pid or 0, network)
             if record.has_own_os:
-                await self._rooms.networks.lease(record.id, network, hostname)
+                await networks.lease(record.id, network, hostname)
             await plugging.plug_card(
                 self._qmp(record),
                 mac=network.mac,
