@@ -483,7 +483,7 @@ def main() -> None:
     try:
         boot.keep_memory()
         boot.mount_kernel_filesystems()
-        boot.rest()
+        boot.compact_on_demand()
         show_as("twofold-agent", "@twofold-agent")
         initrd_fd = boot.open_initrd()
         failures = boot.load_modules("modules", root_fd=initrd_fd)

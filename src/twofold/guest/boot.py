@@ -56,9 +56,9 @@ def own_pages() -> None:
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_POPULATE_WRITE)
 
 
-def rest() -> None:
-    """A guest that has nothing to do does nothing: its kernel would look twice a second whether
-    memory wants to be compacted. Asked for, or short of a large piece, it compacts all the same."""
+def compact_on_demand() -> None:
+    """Memory, when it is asked to or short of a large piece. The kernel would look twice a second
+    whether to do it ahead, in a guest that has nothing to do as well."""
     try:
         write_text("/proc/sys/vm/compaction_proactiveness", "0")
     except OSError:

@@ -34,7 +34,7 @@ MOST_ADDED_BYTES = 64 << 30
 
 # Security modules that a program confines itself with, or that need no policy. AppArmor, TOMOYO and
 # the like stand in the way of every open and exec for a policy that only an init would load.
-_PROGRAMS_MODULES = "landlock,lockdown,yama"
+_LSM_WITHOUT_POLICY = "landlock,lockdown,yama"
 
 BIRTHS = ("boot", "template", "fork", "copy", "resume")
 # What of a command line a saved state depends on, and the NIC's own address, which it brings.
@@ -148,7 +148,7 @@ def kernel_command_line(spec: MachineSpec) -> str:
         # A panic reboots at once and -no-reboot turns that into QEMU's exit: never a silent hang.
         "panic=-1",
         "net.ifnames=0",
-        *([] if spec.system else [f"lsm={_PROGRAMS_MODULES}"]),
+        *([] if spec.system else [f"lsm={_LSM_WITHOUT_POLICY}"]),
         *_boot_time_flags(spec),
         # Memory that may come to lie above 4 GiB makes the kernel set 64 MiB aside for devices that
         # cannot reach there. Virtio devices can.

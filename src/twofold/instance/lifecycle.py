@@ -130,8 +130,6 @@ class Lifecycle:
             created = await self._create(record, planned)
             record.change(pid=created["pid"])
             if place.network:
-                if not record.is_vm:
-                    await self._networks.plug(record.id, "container", created["pid"], place.network)
                 if record.has_own_os:
                     hostname = hostname_of(record.name, record.spec.hostname)
                     await self._networks.lease(record.id, place.network, hostname)
@@ -150,8 +148,8 @@ class Lifecycle:
         return reply, planned
 
     async def _create(self, record: Record, planned: Planned) -> dict[str, Any]:
-        """The sandbox, and beside its making what its network can have already: a container the
-        firewall's leave for its address, a machine all of it."""
+        """The sandbox, plugged in: a machine beside its making, a container, whose namespace comes
+        first, with the firewall's leave for its address given meanwhile."""
         network = planned.plan.network
         try:
             planned = await with_tap(planned, self._networks, record.id)
@@ -170,6 +168,8 @@ class Lifecycle:
             if isinstance(failure, BaseException):
                 raise failure
         assert isinstance(created, dict)
+        if not record.is_vm:
+            await self._networks.plug(record.id, "container", created["pid"], network)
         return created
 
     async def _renew_address(self, record: Record) -> None:
